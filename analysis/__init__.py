@@ -1,0 +1,1 @@
+"""Numbers: latencies, trials, Pareto fronts, ranks, figures and reports. No torch, no ray."""
