@@ -1,0 +1,311 @@
+"""A latency is a statement with evidence: what was timed, how, how often, and how far the number can be trusted.
+
+A candidate is timed in rounds, each a burst of the anchor model followed by a burst of the candidate. What a shared
+machine does to one it does to the other, so the *ratio* of the two is steady where absolute times are not: medians of
+separate runs differ by tens of percent, ratios of interleaved rounds by about one. The absolute latency is that ratio
+times the anchor's own level, the median of every anchor sample of the session, in which short drifts average out.
+
+Times are in seconds; milliseconds appear only where a person reads.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeGuard, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import InvalidInputError
+
+SCHEMA_VERSION = 1
+MAX_SAMPLES = 1_000_000
+MAX_SECONDS = 86_400.0
+NUM_RESAMPLES = 1000
+
+#: Verdict thresholds: half the 90 % interval, relative to the median, and the signs of a machine under pressure.
+OK_HALF_WIDTH = 0.04
+NOISY_HALF_WIDTH = 0.20
+MIN_ROUNDS = 4
+MAX_STEAL_SHARE = 0.02
+MAX_WAITING_SHARE = 0.05
+
+Source = Literal["measured", "predicted"]
+Verdict = Literal["ok", "noisy", "inconclusive"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a latency holds for; two latencies compare only where these are equal.
+
+    Attributes:
+        device: The target's name, e.g. ``cpu``.
+        fingerprint: Digest of the facts of the machine that its latencies depend on.
+        runtime: What ran the model, with its version.
+        precision: Number format of the weights, e.g. ``fp32``.
+        threads: Threads within one operator.
+        batch_size: Texts at a time.
+        seq_len: Tokens a text.
+    """
+
+    device: str
+    fingerprint: str
+    runtime: str
+    precision: str = "fp32"
+    threads: int = 1
+    batch_size: int = 1
+    seq_len: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("device", "fingerprint", "runtime", "precision"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not 1 <= len(value) <= 200:
+                raise InvalidInputError(f"{name} must be a text of 1 to 200 characters, got {value!r}")
+        for name, maximum in (("threads", 1024), ("batch_size", 65_536), ("seq_len", 65_536)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+                raise InvalidInputError(f"{name} must be a whole number from 1 to {maximum}, got {value!r}")
+
+    @classmethod
+    def from_dict(cls, data: object) -> "Conditions":
+        """Reads the JSON form; raises InvalidInputError where it is not one."""
+        return cls(**_fields("conditions", data, cls))
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What else the machine did while a model was timed, each between 0 and 1.
+
+    Attributes:
+        busy_share: How much of the other cores was in use.
+        steal_share: How much time the hypervisor took from the whole machine.
+        waiting_share: How much of the timed span the runner was ready to run and did not.
+    """
+
+    busy_share: float = 0.0
+    steal_share: float = 0.0
+    waiting_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("busy_share", "steal_share", "waiting_share"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise InvalidInputError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the timed process itself was held up, which no interleaving corrects."""
+        return self.steal_share > MAX_STEAL_SHARE or self.waiting_share > MAX_WAITING_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one forward pass takes, with the evidence.
+
+    Attributes:
+        conditions: What the number holds for.
+        source: Whether the model was timed, or its latency predicted from its shape.
+        verdict: ``ok``; ``noisy`` (usable, but the interval is wide or the machine was under pressure); or
+            ``inconclusive`` (too few or too scattered samples to say anything).
+        p50_s: The median.
+        p90_s: The 90th percentile; None where predicted.
+        low_s: Lower end of the 90 % interval of the median.
+        high_s: Upper end: a one-sided 95 % bound.
+        samples_s: Raw times of the candidate, in the order they were taken; empty where predicted.
+        anchor_samples_s: Raw times of the anchor, interleaved with those.
+        anchor_reference_s: The anchor's level that turned the ratio into seconds.
+        num_rounds: How many rounds the samples fall into, in order and of equal size.
+        pressure: What else the machine did meanwhile, where that is known.
+    """
+
+    conditions: Conditions
+    source: Source
+    verdict: Verdict
+    p50_s: float
+    p90_s: float | None
+    low_s: float
+    high_s: float
+    samples_s: tuple[float, ...] = ()
+    anchor_samples_s: tuple[float, ...] = ()
+    anchor_reference_s: float | None = None
+    num_rounds: int = 0
+    pressure: Pressure | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(Source) or self.verdict not in get_args(Verdict):
+            raise InvalidInputError(
+                f"a latency's source and verdict must be known, got {self.source!r}, {self.verdict!r}"
+            )
+        times = [self.low_s, self.p50_s, self.high_s]
+        times += [time for time in (self.p90_s, self.anchor_reference_s) if time is not None]
+        for time in (*times, *self.samples_s, *self.anchor_samples_s):
+            _check_time(time)
+        if not self.low_s <= self.p50_s <= self.high_s or (self.p90_s is not None and self.p90_s < self.p50_s):
+            raise InvalidInputError("a latency must be ordered: low <= p50 <= high and p50 <= p90")
+        if (self.source == "measured") != bool(self.samples_s) or (self.source == "measured") != (
+            self.p90_s is not None
+        ):
+            raise InvalidInputError("a measured latency holds its samples and p90, a predicted one neither")
+        if max(len(self.samples_s), len(self.anchor_samples_s)) > MAX_SAMPLES:
+            raise InvalidInputError(f"a latency holds at most {MAX_SAMPLES} samples")
+        if not isinstance(self.num_rounds, int) or not 0 <= self.num_rounds <= len(self.samples_s):
+            raise InvalidInputError(f"num_rounds must be from 0 to the number of samples, got {self.num_rounds!r}")
+
+    def meets(self, budget_s: float) -> bool:
+        """Whether the median is within the budget, with 95 % confidence."""
+        return self.high_s <= _check_time(budget_s)
+
+    def exceeds(self, budget_s: float) -> bool:
+        """Whether the median is over the budget, with 95 % confidence."""
+        return self.low_s > _check_time(budget_s)
+
+    @property
+    def ratio(self) -> float | None:
+        """The median in units of the anchor's, where the anchor's level is known."""
+        return None if self.anchor_reference_s is None else self.p50_s / self.anchor_reference_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; :meth:`from_dict` restores an equal value."""
+        data = asdict(self)
+        for name in ("samples_s", "anchor_samples_s"):
+            data[name] = list(data[name])
+        return {"schema_version": SCHEMA_VERSION, **data}
+
+    @classmethod
+    def from_dict(cls, data: object) -> "Latency":
+        """Reads :meth:`to_dict`'s form.
+
+        Raises:
+            InvalidInputError: The data is of another schema, not finite, not positive or not in order.
+        """
+        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+            raise InvalidInputError(f"a latency must be an object of schema {SCHEMA_VERSION}")
+        entries = _fields("latency", {name: value for name, value in data.items() if name != "schema_version"}, cls)
+        for name in ("samples_s", "anchor_samples_s"):
+            if not isinstance(entries[name], list):
+                raise InvalidInputError(f"a latency's {name} must be a list")
+            entries[name] = tuple(entries[name])
+        entries["conditions"] = Conditions.from_dict(entries["conditions"])
+        if entries["pressure"] is not None:
+            entries["pressure"] = Pressure(**_fields("pressure", entries["pressure"], Pressure))
+        return cls(**entries)
+
+
+def measured(
+    conditions: Conditions,
+    samples_s: Sequence[float],
+    anchor_samples_s: Sequence[float],
+    anchor_reference_s: float,
+    pressure: Pressure | None = None,
+    *,
+    num_rounds: int | None = None,
+    level_spread: float = 0.0,
+    seed: int = 0,
+) -> Latency:
+    """Turns raw interleaved samples into a latency.
+
+    The ratio is the median over rounds of (median of the candidate's burst / median of the anchor's bursts beside it);
+    its interval is a percentile bootstrap over rounds, which are the independent draws (samples within a burst are
+    not). The spread of the anchor's level is added in quadrature on the log scale.
+
+    Args:
+        conditions: What the samples hold for.
+        samples_s: The candidate's times, round after round.
+        anchor_samples_s: The anchor's times of the same rounds.
+        anchor_reference_s: The anchor's level: the median of its samples over the whole session.
+        pressure: What else the machine did meanwhile.
+        num_rounds: How many rounds of equal size the samples fall into; by default one for each pair where both
+            sequences are equally long, else one.
+        level_spread: Relative standard deviation with which the anchor's level would come back another time.
+        seed: Of the bootstrap.
+
+    Raises:
+        InvalidInputError: No samples, samples that are not positive and finite, or that do not divide into the rounds.
+    """
+    candidate, anchor = _as_rounds(samples_s, anchor_samples_s, num_rounds)
+    _check_time(anchor_reference_s)
+    if not _is_number(level_spread) or not 0 <= level_spread <= 10:
+        raise InvalidInputError(f"level_spread must be a number from 0 to 10, got {level_spread!r}")
+    levels = np.median(anchor, axis=1)  # one a round
+    ratios = np.median(candidate, axis=1) / levels
+    ratio = float(np.median(ratios))
+    low, high = _bootstrap_interval(ratios, seed)
+    level = 1.645 * level_spread
+    below, above = math.hypot(math.log(ratio / low), level), math.hypot(math.log(high / ratio), level)
+    p50_s = ratio * anchor_reference_s
+    p90_s = float(np.quantile(candidate / levels[:, None], 0.9)) * anchor_reference_s
+    return Latency(
+        conditions=conditions,
+        source="measured",
+        verdict=_verdict(max(below, above), len(ratios), pressure),
+        p50_s=p50_s,
+        p90_s=max(p50_s, p90_s),
+        low_s=p50_s * math.exp(-below),
+        high_s=p50_s * math.exp(above),
+        samples_s=tuple(map(float, samples_s)),
+        anchor_samples_s=tuple(map(float, anchor_samples_s)),
+        anchor_reference_s=float(anchor_reference_s),
+        num_rounds=len(ratios),
+        pressure=pressure,
+    )
+
+
+def predicted(
+    conditions: Conditions, p50_s: float, low_s: float, high_s: float, anchor_reference_s: float | None = None
+) -> Latency:
+    """A latency from a predictor, with the 90 % interval that its held-out errors justify."""
+    return Latency(conditions, "predicted", "ok", p50_s, None, low_s, high_s, anchor_reference_s=anchor_reference_s)
+
+
+def _as_rounds(
+    samples_s: Sequence[float], anchor_samples_s: Sequence[float], num_rounds: int | None
+) -> tuple[Floats, Floats]:
+    """Both sequences as arrays of shape (rounds, samples a round)."""
+    if not len(samples_s) or not len(anchor_samples_s):
+        raise InvalidInputError("a latency needs samples of the candidate and of the anchor, got none")
+    for time in (*samples_s, *anchor_samples_s):
+        _check_time(time)
+    if num_rounds is None:
+        num_rounds = len(samples_s) if len(samples_s) == len(anchor_samples_s) else 1
+    if num_rounds < 1 or len(samples_s) % num_rounds or len(anchor_samples_s) % num_rounds:
+        raise InvalidInputError(
+            f"samples must divide into num_rounds equal rounds, got {len(samples_s)} and {len(anchor_samples_s)} "
+            f"for {num_rounds} rounds"
+        )
+    shape = (num_rounds, -1)
+    return np.asarray(samples_s, float).reshape(shape), np.asarray(anchor_samples_s, float).reshape(shape)
+
+
+def _bootstrap_interval(values: Floats, seed: int) -> tuple[float, float]:
+    """90 % percentile bootstrap interval of the median, widened to hold the median itself."""
+    draws = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), (0.05, 0.95))
+    median = np.median(values)
+    return float(min(low, median)), float(max(high, median))
+
+
+def _verdict(half_width: float, num_rounds: int, pressure: Pressure | None) -> Verdict:
+    if num_rounds < MIN_ROUNDS or half_width > NOISY_HALF_WIDTH:
+        return "inconclusive"
+    if half_width > OK_HALF_WIDTH or (pressure is not None and pressure.is_high):
+        return "noisy"
+    return "ok"
+
+
+def _check_time(value: object) -> float:
+    if not _is_number(value) or not 0 < value <= MAX_SECONDS:
+        raise InvalidInputError(f"a time must be a positive, finite number of seconds, got {value!r}")
+    return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fields(what: str, data: object, record: type) -> dict[str, Any]:
+    names = {field.name for field in fields(record)}
+    if not isinstance(data, dict) or set(data) != names:
+        found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+        raise InvalidInputError(f"{what} must hold exactly {sorted(names)}, got {found}")
+    return dict(data)
