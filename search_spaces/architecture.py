@@ -15,18 +15,22 @@ Values are frozen, hashable and compare by value. Everything asked of an archite
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from search_spaces.errors import InvalidInputError
+from search_spaces.errors import InvalidInputError, shown
 
 SCHEMA_VERSION = 1
 MAX_SIZE = 65_536
 MAX_SUBLAYERS = 512
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_size(name: str, value: object, maximum: int = MAX_SIZE) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
-        raise InvalidInputError(f"{name} must be a whole number from 1 to {maximum}, got {value!r}")
+    if not _is_whole(value) or not 1 <= value <= maximum:
+        raise InvalidInputError(f"{name} must be a whole number from 1 to {maximum}, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Attention:
     def __post_init__(self) -> None:
         _check_size("num_heads", self.num_heads)
         _check_size("head_size", self.head_size)
+        _check_size("num_heads * head_size", self.width)
 
     @property
     def width(self) -> int:
@@ -103,6 +108,8 @@ class Architecture:
         _check_size("embedding_size", self.embedding_size)
         if not isinstance(self.blocks, tuple) or not self.blocks or not all(isinstance(b, Block) for b in self.blocks):
             raise InvalidInputError("blocks must be a non-empty tuple of Block values")
+        if len(self.blocks) > MAX_SUBLAYERS:
+            raise InvalidInputError(f"an architecture holds at most {MAX_SUBLAYERS} blocks, got {len(self.blocks)}")
         total = sum(len(block.sublayers) for block in self.blocks)
         if not 1 <= total <= MAX_SUBLAYERS:
             raise InvalidInputError(f"an architecture holds 1 to {MAX_SUBLAYERS} sub-layers, got {total}")
@@ -141,11 +148,14 @@ class Architecture:
         if head_size is None:
             if hidden_size % num_heads:
                 raise InvalidInputError(
-                    f"hidden_size must divide into num_heads when head_size is not given, got {hidden_size} and {num_heads}"
+                    "hidden_size must divide into num_heads when head_size is not given, "
+                    f"got {hidden_size} and {num_heads}"
                 )
             head_size = hidden_size // num_heads
-        if isinstance(num_narrow_layers, bool) or not 0 <= num_narrow_layers < num_layers:
-            raise InvalidInputError(f"num_narrow_layers must be from 0 to {num_layers - 1}, got {num_narrow_layers!r}")
+        if not _is_whole(num_narrow_layers) or not 0 <= num_narrow_layers < num_layers:
+            raise InvalidInputError(
+                f"num_narrow_layers must be from 0 to {num_layers - 1}, got {shown(num_narrow_layers)}"
+            )
         layer: tuple[Sublayer, ...] = (Attention(num_heads, head_size), FeedForward(intermediate_size))
         return cls(
             embedding_size=hidden_size if embedding_size is None else embedding_size,
@@ -200,7 +210,9 @@ class Architecture:
         """
         fields = _fields("architecture", data, {"schema_version", "embedding_size", "blocks", "narrow_from"})
         if fields["schema_version"] != SCHEMA_VERSION:
-            raise InvalidInputError(f"architecture schema must be {SCHEMA_VERSION}, got {fields['schema_version']!r}")
+            raise InvalidInputError(
+                f"architecture schema must be {SCHEMA_VERSION}, got {shown(fields['schema_version'])}"
+            )
         if not isinstance(fields["blocks"], list):
             raise InvalidInputError("an architecture's blocks must be a list")
         blocks = []
@@ -220,7 +232,7 @@ class Architecture:
         """Reads :meth:`to_json`'s form; raises InvalidInputError where it is not one."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"an architecture must be JSON: {error}") from error
         return cls.from_dict(data)
 
@@ -240,10 +252,13 @@ class Architecture:
 
 
 def _check_narrowing(narrow_from: object, chain: tuple[Sublayer, ...]) -> None:
-    if not isinstance(narrow_from, int) or isinstance(narrow_from, bool) or not 1 <= narrow_from < len(chain):
-        raise InvalidInputError(f"narrow_from must be None or an index from 1 to {len(chain) - 1}, got {narrow_from!r}")
+    if not _is_whole(narrow_from) or not 1 <= narrow_from < len(chain):
+        law = f"an index from 1 to {len(chain) - 1}" if len(chain) > 1 else "left out where there is one sub-layer"
+        raise InvalidInputError(f"narrow_from must be None or {law}, got {shown(narrow_from)}")
     if any(isinstance(sublayer, SepConv) for sublayer in chain[narrow_from:]):
-        raise InvalidInputError("a narrow sub-layer cannot be a convolution: it needs the neighbours that narrowing drops")
+        raise InvalidInputError(
+            "a narrow sub-layer cannot be a convolution: it needs the neighbours that narrowing drops"
+        )
 
 
 def _sublayer_to_dict(sublayer: Sublayer) -> dict[str, Any]:
@@ -265,12 +280,12 @@ def _sublayer_from_dict(data: object) -> Sublayer:
         return FeedForward(_fields("feed_forward", data, {"kind", "intermediate_size"})["intermediate_size"])
     if kind == "sep_conv":
         return SepConv(_fields("sep_conv", data, {"kind", "kernel_size"})["kernel_size"])
-    raise InvalidInputError(f"a sub-layer's kind must be attention, feed_forward or sep_conv, got {kind!r}")
+    raise InvalidInputError(f"a sub-layer's kind must be attention, feed_forward or sep_conv, got {shown(kind)}")
 
 
 def _fields(what: str, data: object, names: set[str]) -> dict[str, Any]:
     if not isinstance(data, dict) or set(data) != names:
-        found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+        found = shown(list(data)) if isinstance(data, dict) else type(data).__name__
         raise InvalidInputError(f"{what} must hold exactly {sorted(names)}, got {found}")
     return data
 
@@ -299,9 +314,11 @@ class TextSpec:
         _check_size("vocab_size", self.vocab_size, 4_000_000)
         _check_size("max_positions", self.max_positions)
         _check_size("type_vocab_size", self.type_vocab_size, 64)
-        if not 0 <= self.pad_token_id < self.vocab_size:
-            raise InvalidInputError(f"pad_token_id must be from 0 to {self.vocab_size - 1}, got {self.pad_token_id}")
+        if not _is_whole(self.pad_token_id) or not 0 <= self.pad_token_id < self.vocab_size:
+            raise InvalidInputError(
+                f"pad_token_id must be from 0 to {self.vocab_size - 1}, got {shown(self.pad_token_id)}"
+            )
         if self.hidden_act not in ("gelu", "relu"):
-            raise InvalidInputError(f"hidden_act must be gelu or relu, got {self.hidden_act!r}")
-        if not 0 < self.layer_norm_eps < 1:
-            raise InvalidInputError(f"layer_norm_eps must be between 0 and 1, got {self.layer_norm_eps!r}")
+            raise InvalidInputError(f"hidden_act must be gelu or relu, got {shown(self.hidden_act)}")
+        if not isinstance(self.layer_norm_eps, float) or not 0 < self.layer_norm_eps < 1:
+            raise InvalidInputError(f"layer_norm_eps must be between 0 and 1, got {shown(self.layer_norm_eps)}")

@@ -23,6 +23,15 @@ class InvalidInputError(NasError, ValueError):
     exit_code = 2
 
 
+def shown(value: object) -> str:
+    """The value as an error text shows it: its repr, cut to 80 characters so that no input can flood a terminal."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list nested thousands deep
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidInputError:
     """Builds the error for a name that is not known, with the nearest known name.
 
@@ -32,6 +41,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidInputErro
         known: The names that exist.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return InvalidInputError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+    return InvalidInputError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(names)}.")
