@@ -28,6 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         InvalidInputError: The place cannot be written (read-only, full, not a folder).
     """
+    path = _resolved(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -49,7 +50,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yields an empty folder beside ``path`` to fill; on success it takes the place of ``path`` in one rename.
+    """Yields an empty folder beside ``path`` to fill; on success it is flushed and takes the place of ``path``.
+
+    Where ``path`` is absent or empty this is one rename: a crash leaves all of the folder or nothing. A folder that
+    gives way is first renamed aside (``.NAME.*.retired``), and comes back where the new one cannot take its place.
 
     Args:
         path: Where the folder shall be; must be absent or empty unless ``replace``.
@@ -58,20 +62,21 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         InvalidInputError: The place is occupied or cannot be written.
     """
-    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InvalidInputError(f"{path} is already there and not empty; choose another folder or remove it")
+    path = _resolved(path)
     try:
+        if not replace and _is_occupied(path):
+            raise InvalidInputError(f"{path} is already there and not empty; choose another folder or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for entry in (*temporary.rglob("*"), temporary):
+            if not entry.is_symlink():
+                _flush(entry)
         temporary.chmod(0o755)
-        _swap(temporary, path)
+        _swap(temporary, path, replace=replace)
         _flush(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -79,14 +84,33 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap(temporary: Path, path: Path) -> None:
-    if not path.exists():
-        temporary.rename(path)
+def _resolved(path: Path) -> Path:
+    """The place behind symbolic links, so that a link stays one and what it points to is renamed."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a null byte
+        raise _cannot_write(path, error) from error
+
+
+def _is_occupied(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _swap(temporary: Path, path: Path, *, replace: bool) -> None:
+    if not replace or not _is_occupied(path):
+        temporary.replace(path)  # lands on an empty folder too, and fails on one that was filled meanwhile
         return
     retired = temporary.with_suffix(".retired")
     path.rename(retired)
-    temporary.rename(path)
-    shutil.rmtree(retired, ignore_errors=True)
+    try:
+        temporary.rename(path)
+    except OSError:
+        retired.rename(path)
+        raise
+    if retired.is_dir():
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        retired.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -97,5 +121,6 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _cannot_write(path: Path, error: OSError) -> InvalidInputError:
-    return InvalidInputError(f"cannot write {path}: {error.strerror or error}; free space or choose another place")
+def _cannot_write(path: Path, error: OSError | ValueError) -> InvalidInputError:
+    reason = getattr(error, "strerror", None) or error
+    return InvalidInputError(f"cannot write {path}: {reason}; free space or choose another place")

@@ -11,9 +11,10 @@ autotinybert-kd      47,462,800    AutoTinyBERT's space of its distilled superne
 
 Both AutoTinyBERT spaces (Yin et al., 2021, arXiv 2107.13686) take 1..8 layers, hidden sizes 128..768 in steps of 4
 (161 choices) and feed-forward sizes 128..3072 in steps of 4 (737), all layers alike, embeddings as wide as the hidden
-size. The MLM one has 1..12 heads of width 64: 8 * 161 * 737 * 12 = 11,391,072 architectures, the published 11.4 million.
-The KD one has 12 heads of width 15..64, which is a q/k/v width of 180..768 in steps of 12 (50 choices):
-8 * 161 * 737 * 50 = 47,462,800, the published 47.5 million.
+size. The MLM one has 1..12 heads of width 64: 8 * 161 * 737 * 12 = 11,391,072 architectures, the published 11.4
+million. The KD one has 12 heads of width 15..64, which is a q/k/v width of 180..768 in steps of 12 (50 choices):
+8 * 161 * 737 * 50 = 47,462,800, the published 47.5 million. Their released search code steps hidden sizes by 16 and
+feed-forward sizes by 32; these are the paper's finer steps.
 """
 
 from dataclasses import replace
