@@ -5,7 +5,8 @@ machine does to one it does to the other, so the *ratio* of the two is steady wh
 separate runs differ by tens of percent, ratios of interleaved rounds by about one. The absolute latency is that ratio
 times the anchor's own level, the median of every anchor sample of the session, in which short drifts average out.
 
-Times are in seconds; milliseconds appear only where a person reads.
+Times are in seconds; milliseconds appear only where a person reads. With one thread they are times on a core: what the
+scheduler gave to others in between is not in them, but told as pressure, and it raises the upper bound.
 """
 
 import math
@@ -200,24 +201,26 @@ def measured(
     pressure: Pressure | None = None,
     *,
     num_rounds: int | None = None,
-    level_spread: float = 0.0,
+    level_interval: tuple[float, float] = (1.0, 1.0),
     seed: int = 0,
 ) -> Latency:
     """Turns raw interleaved samples into a latency.
 
-    The ratio is the median over rounds of (median of the candidate's burst / median of the anchor's bursts beside it);
+    The ratio is the median over rounds of (median of the candidate's burst / median of the anchor's burst beside it);
     its interval is a percentile bootstrap over rounds, which are the independent draws (samples within a burst are
-    not). The spread of the anchor's level is added in quadrature on the log scale.
+    not). How far the machine's own level moves within the session is added in quadrature on the log scale, and the
+    share of time in which the process was held up raises the upper end: a loop over the model at another moment of
+    the same session is to find its median between ``low_s`` and ``high_s``.
 
     Args:
         conditions: What the samples hold for.
         samples_s: The candidate's times, round after round.
         anchor_samples_s: The anchor's times of the same rounds.
-        anchor_reference_s: The anchor's level: the median of its samples over the whole session.
+        anchor_reference_s: The anchor's level: its median over the whole session.
         pressure: What else the machine did meanwhile.
         num_rounds: How many rounds of equal size the samples fall into; by default one for each pair where both
             sequences are equally long, else one.
-        level_spread: Relative standard deviation with which the anchor's level would come back another time.
+        level_interval: Between which multiples of the reference the anchor's level moved, 90 % of the time.
         seed: Of the bootstrap.
 
     Raises:
@@ -225,29 +228,41 @@ def measured(
     """
     candidate, anchor = _as_rounds(samples_s, anchor_samples_s, num_rounds)
     _check_time(anchor_reference_s)
-    if not _is_number(level_spread) or not 0 <= level_spread <= 10:
-        raise InvalidInputError(f"level_spread must be a number from 0 to 10, got {level_spread!r}")
     levels = np.median(anchor, axis=1)  # one a round
     ratios = np.median(candidate, axis=1) / levels
     ratio = float(np.median(ratios))
-    low, high = _bootstrap_interval(ratios, seed)
-    level = 1.645 * level_spread
-    below, above = math.hypot(math.log(ratio / low), level), math.hypot(math.log(high / ratio), level)
+    below, above = widened(_bootstrap_interval(ratios, seed), ratio, level_interval)
+    verdict = _verdict(max(below, above), len(ratios), pressure)
+    held_up = 0.0 if pressure is None else min(0.9, pressure.steal_share + pressure.waiting_share)
     p50_s = ratio * anchor_reference_s
     p90_s = float(np.quantile(candidate / levels[:, None], 0.9)) * anchor_reference_s
     return Latency(
         conditions=conditions,
         source="measured",
-        verdict=_verdict(max(below, above), len(ratios), pressure),
+        verdict=verdict,
         p50_s=p50_s,
         p90_s=max(p50_s, p90_s),
         low_s=p50_s * math.exp(-below),
-        high_s=p50_s * math.exp(above),
+        high_s=p50_s * math.exp(above) / (1 - held_up),
         samples_s=tuple(map(float, samples_s)),
         anchor_samples_s=tuple(map(float, anchor_samples_s)),
         anchor_reference_s=float(anchor_reference_s),
         num_rounds=len(ratios),
         pressure=pressure,
+    )
+
+
+def widened(interval: tuple[float, float], middle: float, level_interval: tuple[float, float]) -> tuple[float, float]:
+    """How far an interval reaches below and above its middle on the log scale once the level's own reach has joined.
+
+    Raises:
+        InvalidInputError: The level's interval is not of positive multiples around 1.
+    """
+    if not all(map(_is_number, level_interval)) or not 0 < level_interval[0] <= 1 <= level_interval[1] < math.inf:
+        raise InvalidInputError(f"level_interval must be two positive multiples around 1, got {level_interval!r}")
+    (low, high), (level_low, level_high) = interval, level_interval
+    return math.hypot(math.log(middle / low), math.log(level_low)), math.hypot(
+        math.log(high / middle), math.log(level_high)
     )
 
 

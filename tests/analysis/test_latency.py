@@ -56,8 +56,22 @@ def test_the_interval_covers_the_truth_about_nine_times_in_ten():
 
 def test_spread_of_the_level_widens_the_interval():
     samples, anchor = rounds(2.0, noise=1e-6)
-    latency = measured(CONDITIONS, samples, anchor, 0.01, num_rounds=12, level_spread=0.02)
-    assert math.log(latency.high_s / latency.p50_s) == pytest.approx(1.645 * 0.02, rel=0.01)
+    latency = measured(CONDITIONS, samples, anchor, 0.01, num_rounds=12, level_interval=(0.9, 1.2))
+    assert (latency.low_s / latency.p50_s, latency.high_s / latency.p50_s) == pytest.approx((0.9, 1.2), rel=1e-3)
+    assert latency.verdict == "noisy"
+
+
+def test_time_held_up_raises_the_upper_bound_only():
+    calm = measured(CONDITIONS, [0.02] * 8, [0.01] * 8, 0.01)
+    held = measured(CONDITIONS, [0.02] * 8, [0.01] * 8, 0.01, Pressure(steal_share=0.1, waiting_share=0.1))
+    assert (held.low_s, held.p50_s) == (calm.low_s, calm.p50_s)
+    assert held.high_s == pytest.approx(0.02 / 0.8)
+
+
+@pytest.mark.parametrize("interval", [(1.1, 1.2), (0.0, 1.0), (0.9, math.inf), (math.nan, 1.0)])
+def test_a_level_interval_is_checked(interval):
+    with pytest.raises(InvalidInputError, match="level_interval"):
+        measured(CONDITIONS, [0.02] * 8, [0.01] * 8, 0.01, level_interval=interval)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +105,9 @@ def test_budget_is_judged_by_the_bounds_and_not_by_the_median():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(1e-4, 1), min_size=1, max_size=30), st.floats(1e-4, 1), st.floats(0, 1))
+@given(st.lists(st.floats(1e-4, 1), min_size=1, max_size=30), st.floats(1e-4, 1), st.floats(1, 2))
 def test_any_samples_give_an_ordered_latency_that_survives_json(times, reference, spread):
-    latency = measured(CONDITIONS, times, times[::-1], reference, Pressure(), level_spread=spread)
+    latency = measured(CONDITIONS, times, times[::-1], reference, Pressure(), level_interval=(1 / spread, spread))
     assert latency.low_s <= latency.p50_s <= latency.high_s
     assert Latency.from_dict(json.loads(json.dumps(latency.to_dict()))) == latency
 
