@@ -31,6 +31,13 @@ def check_text(text: TextSpec, input_ids: Tensor) -> None:
         )
 
 
+def key_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """The boolean mask (B, 1, 1, T) over keys for an attention mask (B, T); None where no token is padding."""
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    return attention_mask.bool()[:, None, None, :]
+
+
 class Embeddings(nn.Module):
     """Word, position and type tables, their layer norm, and the map to the first block's width if it differs."""
 
@@ -109,7 +116,7 @@ class EncoderBlock(nn.Module):
                 case FeedForward():
                     self.sublayers.append(FeedForwardSublayer(shape, block.hidden_size, text))
                 case SepConv():
-                    raise InvalidInputError("an encoder with separable convolutions cannot be built yet; use attention and feed-forward")
+                    raise InvalidInputError("separable convolutions cannot be built yet; use attention and feed-forward")
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Maps hidden (B, T, D_in) to (B, T, D)."""
@@ -160,7 +167,7 @@ class Encoder(nn.Module):
             InvalidInputError: The text is longer than the position table.
         """
         check_text(self.text, input_ids)
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T)
+        mask = key_mask(attention_mask)
         hidden: Tensor = self.embeddings(input_ids, token_type_ids)
         for block in self.blocks:
             hidden = block(hidden, mask)

@@ -1,0 +1,272 @@
+"""Text in, batches of tokens out.
+
+Corpora are whatever ``datasets`` opens: text, csv, json or parquet files (compressed or not), folders of them, or hub
+ids. A paragraph becomes one or more chunks of at most ``seq_len`` tokens with [CLS] and [SEP]; batches hold chunks of
+similar length and are a function of the seed and the step alone, so that a resumed run sees the same data.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_spaces.errors import InvalidInputError
+
+HELD_OUT_EVERY = 100
+_LOADERS = {".txt": "text", ".text": "text", ".md": "text", ".csv": "csv", ".tsv": "csv", ".json": "json",
+            ".jsonl": "json", ".parquet": "parquet"}  # fmt: skip
+_COMPRESSIONS = {".xz", ".gz", ".bz2", ".zst", ".zip"}
+_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids and their mask, each (B, T)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device))
+
+
+@dataclass(frozen=True)
+class TokenChunks:
+    """Chunks of tokens, flat.
+
+    Attributes:
+        tokens: All token ids one after the other, [CLS] and [SEP] included.
+        starts: Where each chunk begins, and after the last one the end; one more than there are chunks.
+        pad_token_id: What fills a batch up.
+    """
+
+    tokens: np.ndarray[Any, np.dtype[np.int32]]
+    starts: np.ndarray[Any, np.dtype[np.int64]]
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of each chunk."""
+        return np.diff(self.starts)
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """The chunks at the indices, padded to the longest."""
+        rows = [self.tokens[self.starts[index] : self.starts[index + 1]] for index in indices]
+        width = max(map(len, rows))
+        ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = row
+            mask[place, : len(row)] = 1
+        return Batch(torch.from_numpy(ids), torch.from_numpy(mask))
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        """All chunks once, sorted by length: for evaluation."""
+        order = np.argsort(self.lengths, kind="stable")
+        return [self.batch(order[start : start + batch_size]) for start in range(0, len(self), batch_size)]
+
+
+class BatchOrder:
+    """An endless order of training batches, any place of which can be asked for.
+
+    Args:
+        chunks: What to draw from.
+        batch_size: Chunks a batch.
+        seed: Of the run.
+    """
+
+    def __init__(self, chunks: TokenChunks, batch_size: int, seed: int) -> None:
+        self.chunks = chunks
+        self.batch_size = min(batch_size, len(chunks))
+        self.seed = seed
+        self.per_epoch = max(1, len(chunks) // self.batch_size)
+        self._epoch = -1
+        self._batches = np.empty((0, 0), dtype=np.int64)
+
+    def __getitem__(self, place: int) -> Batch:
+        epoch, within = divmod(place, self.per_epoch)
+        if epoch != self._epoch:
+            self._batches = self._shuffled(epoch)
+            self._epoch = epoch
+        return self.chunks.batch(self._batches[within])
+
+    def _shuffled(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.chunks))[: self.per_epoch * self.batch_size]
+        window = self.batch_size * _WINDOW
+        lengths = self.chunks.lengths
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
+        batches: np.ndarray[Any, np.dtype[np.int64]] = order.reshape(self.per_epoch, self.batch_size)
+        return batches[rng.permutation(self.per_epoch)]
+
+
+def open_table(source: str, *, what: str) -> Iterator[tuple[str, Any]]:
+    """Opens a file, folder or hub id with ``datasets``; yields pairs of split name and split.
+
+    Args:
+        source: A file, a folder of files of one kind, or a hub id.
+        what: What it is for, for the error text.
+
+    Raises:
+        InvalidInputError: It is absent, empty, of an unknown kind or not readable as what its name says.
+    """
+    import datasets  # lazy: takes seconds and is needed only where text enters
+
+    path = Path(source).expanduser()
+    files: list[Path] = []
+    if path.exists():
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        if not files or all(file.stat().st_size == 0 for file in files):
+            raise InvalidInputError(f"{what} {source} is empty; give a file with text in it")
+    datasets.disable_progress_bars()
+    try:
+        if files:
+            loader = _loader_of(files, source, what)
+            options = {"delimiter": "\t"} if loader == "csv" and ".tsv" in files[0].suffixes else {}
+            loaded = datasets.load_dataset(loader, data_files=[str(file) for file in files], **options)
+        else:
+            loaded = datasets.load_dataset(source)
+    except Exception as error:  # datasets raises many unrelated kinds for an unreadable source
+        if isinstance(error, InvalidInputError):
+            raise
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InvalidInputError(
+            f"{what} {source!r} cannot be read: {reason}; give a text, csv, json or parquet file, or a hub id"
+        ) from error
+    yield from loaded.items()
+
+
+def _loader_of(files: list[Path], source: str, what: str) -> str:
+    kinds = set()
+    for file in files:
+        suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in _COMPRESSIONS]
+        kinds.add(_LOADERS.get(suffixes[-1] if suffixes else ""))
+    if None in kinds or len(kinds) != 1:
+        raise InvalidInputError(
+            f"{what} {source} must hold files of one kind out of {', '.join(sorted(_LOADERS))} (compressed or not)"
+        )
+    return str(kinds.pop())
+
+
+def read_texts(source: str) -> Iterator[str]:
+    """The non-empty texts of a corpus: column ``text``, or the only column of strings.
+
+    Raises:
+        InvalidInputError: There is no text column, or the text is binary.
+    """
+    empty = True
+    for _, table in open_table(source, what="corpus"):
+        column = _text_column(table, source)
+        for rows in table.select_columns([column]).iter(1000):
+            for text in rows[column]:
+                if not isinstance(text, str):
+                    continue
+                if "\x00" in text or text.count("�") > 0.05 * len(text) + 2:
+                    raise InvalidInputError(f"corpus {source} is binary or not UTF-8; convert it to UTF-8 text")
+                if text.strip():
+                    empty = False
+                    yield text
+    if empty:
+        raise InvalidInputError(f"corpus {source} holds no text; give a file with at least one non-empty line")
+
+
+def _text_column(table: Any, source: str) -> str:
+    if "text" in table.column_names:
+        return "text"
+    strings = [name for name, feature in table.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    if len(strings) == 1:
+        return str(strings[0])
+    raise InvalidInputError(
+        f"corpus {source} must have a column named 'text' or exactly one column of strings, got {table.column_names}"
+    )
+
+
+def tokenise(
+    sources: Iterable[str], tokenizer: Any, *, seq_len: int, max_tokens: int | None = None, with_held_out: bool = True
+) -> tuple[TokenChunks, TokenChunks]:
+    """Tokenises corpora into training and held-out chunks.
+
+    Args:
+        sources: Files, folders or hub ids.
+        tokenizer: A Hugging Face fast tokenizer.
+        seq_len: The most tokens a chunk holds, [CLS] and [SEP] included.
+        max_tokens: Stop after so many tokens of each source; all of it if None.
+        with_held_out: Whether every hundredth paragraph is held out (at least one).
+
+    Returns:
+        Training chunks and held-out chunks; no paragraph is in both.
+
+    Raises:
+        InvalidInputError: A corpus is unreadable, empty, binary or too small to hold anything out.
+    """
+    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    kept: tuple[list[Any], list[Any]] = ([], [])
+    number = 0
+    for source in sources:
+        seen = 0
+        texts = read_texts(source)
+        while group := list(itertools.islice(texts, 1000)):
+            for encoding in backend.encode_batch(group, add_special_tokens=False):
+                held_out = with_held_out and number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+                number += 1
+                ids = encoding.ids
+                seen += len(ids)
+                for start in range(0, len(ids), seq_len - 2):
+                    piece = ids[start : start + seq_len - 2]
+                    if len(piece) >= 4 or start == 0:
+                        kept[held_out].append(np.asarray([cls, *piece, sep], dtype=np.int32))
+            if max_tokens is not None and seen >= max_tokens:
+                break
+    if with_held_out and not kept[True] and len(kept[False]) > 1:
+        kept[True].append(kept[False].pop())
+    if not kept[False] or (with_held_out and not kept[True]):
+        raise InvalidInputError("the corpus is too small: it must hold at least two paragraphs of text")
+    return _flat(kept[False], pad), _flat(kept[True] or kept[False][:1], pad)
+
+
+def _flat(rows: list[Any], pad: int) -> TokenChunks:
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return TokenChunks(np.concatenate(rows), starts, pad)
+
+
+def mask_tokens(
+    batch: Batch, *, mask_token_id: int, vocab_size: int, special_ids: Tensor, rate: float, seed: int
+) -> tuple[Batch, Tensor, Tensor]:
+    """Masks tokens as BERT does: of the chosen ones 80 % become [MASK], 10 % a random token, 10 % stay.
+
+    Args:
+        batch: Token ids and mask, each (B, T).
+        mask_token_id: Id of [MASK].
+        vocab_size: For random tokens.
+        special_ids: Ids that are never chosen.
+        rate: Share of tokens that is chosen.
+        seed: The same seed masks the same tokens.
+
+    Returns:
+        The masked batch, the positions chosen (B, T) as booleans, and their tokens (M,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = batch.input_ids
+    eligible = batch.attention_mask.bool() & ~torch.isin(ids, special_ids)
+    chosen = eligible & (torch.rand(ids.shape, generator=generator) < rate)
+    dice = torch.rand(ids.shape, generator=generator)
+    masked = ids.clone()
+    masked[chosen & (dice < 0.8)] = mask_token_id
+    random_places = chosen & (dice >= 0.9)
+    random_ids = torch.randint(vocab_size, ids.shape, generator=generator)
+    masked[random_places] = random_ids[random_places]
+    return Batch(masked, batch.attention_mask), chosen, ids[chosen]

@@ -1,0 +1,64 @@
+"""From a supernet and an architecture to a standalone encoder with its own weights."""
+
+import torch
+from torch import Tensor
+
+from search_spaces.architecture import Architecture
+from supernet.encoder import Encoder
+from supernet.model import Supernet
+
+
+def extract(supernet: Supernet, architecture: Architecture) -> Encoder:
+    """Copies a subnet's weights into an encoder that needs the supernet no more.
+
+    Embedding projections are folded into the tables, so that the result is plain: its output equals the supernet's
+    for the same batch up to float rounding.
+
+    Args:
+        supernet: Where the weights come from; not changed.
+        architecture: A member of its space.
+
+    Returns:
+        The encoder in evaluation mode, on the CPU, in float32.
+
+    Raises:
+        InvalidInputError: The architecture is not of the supernet's space.
+    """
+    supernet.check_member(architecture)
+    encoder = Encoder(architecture, supernet.config.text)
+    encoder.load_state_dict({name: tensor.detach().float().cpu() for name, tensor in sliced_weights(supernet, architecture)})
+    return encoder.eval()
+
+
+@torch.no_grad()
+def sliced_weights(supernet: Supernet, architecture: Architecture) -> list[tuple[str, Tensor]]:
+    """The encoder's parameters by name, as views of the supernet's weights (folded tables are new tensors)."""
+    assert architecture.bert_layer is not None
+    attention, feed_forward = architecture.bert_layer
+    size, hidden_size = architecture.embedding_size, architecture.hidden_size
+    embeddings = supernet.embeddings
+    weights = [
+        (f"embeddings.{name}.weight", embeddings.narrowed(getattr(embeddings, name).weight, size))
+        for name in ("word", "position", "token_type")
+    ]
+    weights += _named("embeddings.norm", embeddings.norm.sliced(size))
+    if size != hidden_size:
+        assert embeddings.project is not None
+        weights += _named("embeddings.project", embeddings.project.sliced(hidden_size, size))
+    for place, index in enumerate(supernet.select_layers(architecture.num_layers)):
+        module = supernet.layers[index].attention
+        name = f"blocks.0.sublayers.{2 * place}"
+        for part in ("query", "key", "value"):
+            weights += _named(f"{name}.{part}", module.sliced_input(getattr(module, part), attention, hidden_size))
+        weights += _named(f"{name}.output", module.sliced_output(attention, hidden_size))
+        weights += _named(f"{name}.norm", module.norm.sliced(hidden_size))
+        module = supernet.layers[index].feed_forward
+        name = f"blocks.0.sublayers.{2 * place + 1}"
+        weights += _named(f"{name}.up", module.up.sliced(feed_forward.intermediate_size, hidden_size))
+        weights += _named(f"{name}.down", module.down.sliced(hidden_size, feed_forward.intermediate_size))
+        weights += _named(f"{name}.norm", module.norm.sliced(hidden_size))
+    return weights
+
+
+def _named(name: str, pair: tuple[Tensor, Tensor]) -> list[tuple[str, Tensor]]:
+    return [(f"{name}.weight", pair[0]), (f"{name}.bias", pair[1])]

@@ -1,0 +1,235 @@
+"""The supernet: one set of weights that holds every architecture of a uniform search space.
+
+``Supernet.forward`` takes the architecture with the batch and keeps no state between calls.
+
+Shapes: B batch, T tokens, D hidden, N heads, K head width, L layers, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from search_spaces.architecture import Architecture, TextSpec
+from search_spaces.errors import InvalidInputError
+from search_spaces.space import SearchSpace
+from supernet.elastic import ElasticAttention, ElasticEmbeddings, ElasticFeedForward, ElasticLayerNorm
+from supernet.encoder import ACTIVATIONS, check_text, key_mask
+
+LayerSelection = Literal["alternate", "first"]
+MAX_SPECIALISED_WIDTHS = 16
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """The shape of a supernet.
+
+    Attributes:
+        space: The architectures it holds.
+        text: What it reads.
+        table_size: Width of its embedding tables, at least the largest embedding size.
+        layer_selection: Which layers a shallower subnet takes: ``alternate`` spreads them with the last one kept,
+            ``first`` takes the leading ones as AutoTinyBERT does.
+        has_mlm_head: Whether it predicts masked tokens.
+    """
+
+    space: SearchSpace
+    text: TextSpec
+    table_size: int
+    layer_selection: LayerSelection = "alternate"
+    has_mlm_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layer_selection not in ("alternate", "first"):
+            raise InvalidInputError(f"layer_selection must be alternate or first, got {self.layer_selection!r}")
+        if self.table_size < max(self.embedding_sizes):
+            raise InvalidInputError(
+                f"the embedding tables must be at least as wide as the largest embedding size of the space, "
+                f"{max(self.embedding_sizes)}, got {self.table_size}; choose smaller hidden sizes or a wider teacher"
+            )
+
+    @property
+    def embedding_sizes(self) -> tuple[int, ...]:
+        """Every embedding size that an architecture of the space may have, ascending."""
+        own = {size for size in self.space.embedding_size if size}
+        return tuple(sorted(own | (set(self.space.hidden_size) if 0 in self.space.embedding_size else set())))
+
+    @property
+    def has_specialised_widths(self) -> bool:
+        """Whether each width has its own embedding projection and layer norms: where the widths are few."""
+        return len({*self.embedding_sizes, *self.space.hidden_size}) <= MAX_SPECIALISED_WIDTHS
+
+
+@dataclass
+class States:
+    """What a forward pass leaves for distillation.
+
+    Attributes:
+        hidden: Hidden states after each kept layer, each (B, T, D).
+        layers: Index of the supernet layer behind each of them.
+        relations: q, k and v of the last layer, each (B, N, T, K), where they were asked for.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    layers: tuple[int, ...] = ()
+    relations: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+class MlmHead(nn.Module):
+    """Predicts tokens from hidden states with the word table as output weights."""
+
+    def __init__(self, config: SupernetConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(hidden_size, config.table_size)
+        self.norm = nn.LayerNorm(config.table_size, eps=config.text.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.text.vocab_size))
+        self.activation = ACTIVATIONS[config.text.hidden_act]
+
+    def forward(self, hidden: Tensor, word_table: Tensor) -> Tensor:
+        """Maps hidden (M, D) of chosen positions and the table (V, W) to logits (M, V)."""
+        transformed = F.linear(hidden, self.transform.weight[:, : hidden.shape[-1]], self.transform.bias)
+        return F.linear(self.norm(self.activation(transformed)), word_table, self.bias)
+
+
+class SupernetLayer(nn.Module):
+    """One elastic layer: attention, then feed-forward."""
+
+    def __init__(self, largest: Architecture, text: TextSpec, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        assert largest.bert_layer is not None
+        attention, feed_forward = largest.bert_layer
+        self.attention = ElasticAttention(attention, largest.hidden_size, text.layer_norm_eps, widths)
+        self.feed_forward = ElasticFeedForward(feed_forward.intermediate_size, largest.hidden_size, text, widths)
+
+
+class Supernet(nn.Module):
+    """Weights shared by every architecture of a space.
+
+    Args:
+        config: Its shape.
+
+    Raises:
+        InvalidInputError: The space's architectures are not one block of equal layers.
+    """
+
+    def __init__(self, config: SupernetConfig) -> None:
+        super().__init__()
+        self.config = config
+        space = config.space
+        self.largest = largest_envelope(space)
+        widths = space.hidden_size if config.has_specialised_widths else ()
+        self.embeddings = ElasticEmbeddings(
+            config.text,
+            table_size=config.table_size,
+            sizes=config.embedding_sizes,
+            hidden_size=self.largest.hidden_size,
+            has_projections=config.has_specialised_widths,
+            is_factorised=any(size and size != hidden for size in space.embedding_size for hidden in space.hidden_size),
+        )
+        self.layers = nn.ModuleList(
+            SupernetLayer(self.largest, config.text, widths) for _ in range(self.largest.num_layers)
+        )
+        self.mlm_head = MlmHead(config, self.largest.hidden_size) if config.has_mlm_head else None
+        self.apply(_initialise)
+        self._initialise_projections()
+
+    def _initialise_projections(self) -> None:
+        for projection in self.embeddings.projections.values():
+            nn.init.eye_(projection)
+
+    def select_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Indices of the layers that a subnet of that depth uses."""
+        return select_layers(num_layers, len(self.layers), self.config.layer_selection)
+
+    def forward(
+        self,
+        architecture: Architecture,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        with_relations: bool = False,
+    ) -> States:
+        """Runs one subnet.
+
+        Args:
+            architecture: A member of the space.
+            input_ids: Token ids, shape (B, T).
+            attention_mask: 1 where a token is real, shape (B, T); all real if None.
+            token_type_ids: Segment ids, shape (B, T); all 0 if None.
+            with_relations: Whether to keep q, k and v of the last layer.
+
+        Returns:
+            The hidden states after each kept layer; the last one is the encoder's output.
+
+        Raises:
+            InvalidInputError: The text is longer than the position table.
+        """
+        check_text(self.config.text, input_ids)
+        assert architecture.bert_layer is not None
+        attention, feed_forward = architecture.bert_layer
+        mask = key_mask(attention_mask)
+        hidden: Tensor = self.embeddings(
+            input_ids, token_type_ids, size=architecture.embedding_size, hidden_size=architecture.hidden_size
+        )
+        states = States(layers=self.select_layers(architecture.num_layers))
+        for index in states.layers:
+            layer = self.layers[index]
+            if with_relations and index == states.layers[-1]:
+                module = layer.attention
+                query, key, value = (
+                    module.project(linear, hidden, attention) for linear in (module.query, module.key, module.value)
+                )
+                states.relations = (query, key, value)
+            hidden = layer.feed_forward(layer.attention(hidden, mask, attention), feed_forward.intermediate_size)
+            states.hidden.append(hidden)
+        return states
+
+    def check_member(self, architecture: Architecture) -> None:
+        """Raises InvalidInputError where the architecture is not of this supernet's space."""
+        if architecture not in self.config.space:
+            raise InvalidInputError(
+                f"{architecture.key()} is not in the supernet's space {self.config.space.name!r}; "
+                "choose sizes that the space lists or train a supernet for another space"
+            )
+
+
+def largest_envelope(space: SearchSpace) -> Architecture:
+    """The architecture that holds every architecture of the space as a leading slice."""
+    heads = space.num_heads or (max(space.hidden_size) // min(space.head_size),)
+    return Architecture.bert(
+        max(space.num_layers),
+        max(space.hidden_size),
+        max(space.intermediate_size),
+        max(heads),
+        head_size=max(space.head_size),
+    )
+
+
+def select_layers(num_layers: int, total: int, selection: LayerSelection) -> tuple[int, ...]:
+    """Indices, ascending, of the layers that a subnet of ``num_layers`` out of ``total`` uses.
+
+    ``alternate`` spreads them evenly with the first and the last kept (a single layer is the last one).
+    """
+    if selection == "first":
+        return tuple(range(num_layers))
+    if num_layers == 1:
+        return (total - 1,)
+    return tuple(round(place * (total - 1) / (num_layers - 1)) for place in range(num_layers))
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initialisation: normal with deviation 0.02, biases zero, norms one."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+    elif isinstance(module, ElasticLayerNorm | nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
