@@ -1,0 +1,78 @@
+"""The command ``nas``: its verbs, its signals, its exit codes."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import typer
+
+from nas.cli import devices, export, front, measure, search, train, version
+from nas.cli.outcome import EXIT_CODES, drop_output, say
+from nas.errors import EXIT_INTERRUPTED
+
+# Plain help: rich's panels would cost more than half a second of start-up.
+app = typer.Typer(
+    name="nas",
+    help="Finds the best tiny pre-trained language model within a latency budget measured on your device.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _function in {
+    "search": search.search,
+    "front": front.front,
+    "export": export.export,
+    "measure": measure.measure,
+    "devices": devices.devices,
+    "train": train.train,
+    "version": version.version,
+}.items():
+    app.command(_name, epilog=EXIT_CODES)(_function)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        with _sigterm_as_interrupt():
+            app(args=None if argv is None else list(argv), prog_name="nas")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # before a verb began or after it ended
+        say("nas: interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return drop_output()
+    return 0
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """While it lasts, SIGTERM ends work as Ctrl-C does; only a main thread may set that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""``nas search``: the main job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.outcome import Interrupted, print_json, verb
+
+
+@verb
+def search(
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Budget in milliseconds. Without one the whole Pareto front is sought.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the model shall run; nas devices lists them.")] = "cpu",
+    supernet: Annotated[
+        Path | None, typer.Option(help="Folder that nas train made; the shipped one by default.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search space: a preset's name or a TOML file; the supernet's by default.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="random, evolution, nsga2, tpe or gp.")] = "tpe",
+    engine: Annotated[str, typer.Option(help="inprocess or ray.")] = "inprocess",
+    ray_address: Annotated[str | None, typer.Option(help="Cluster for --engine ray; a local one by default.")] = None,
+    evaluations: Annotated[int, typer.Option(help="How many architectures to evaluate.")] = 120,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 1,
+    seq_len: Annotated[int, typer.Option(help="Tokens a text.")] = 128,
+    task: Annotated[
+        str | None, typer.Option(help="File or hub id with text (or text pair) and label: quality is accuracy on it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<time> by default.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Database URL of the trials; SQLite in the run folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> int:
+    """Find the best encoder within a latency budget, export it and show that it meets the budget.
+
+    Example: nas search --latency-ms 10 --device cpu
+    """
+    from nas import api
+    from nas.progress import choose_progress
+    from nas.rundir import fresh_path
+
+    folder = resume or out or fresh_path()
+    try:
+        result = api.search(
+            latency_ms,
+            device=device,
+            supernet=supernet,
+            space=space,
+            sampler=sampler,
+            engine=engine,
+            ray_address=ray_address,
+            evaluations=evaluations,
+            seed=seed,
+            threads=threads,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            task=task,
+            out=None if resume else folder,
+            storage=storage,
+            resume=resume,
+            progress=choose_progress(quiet=quiet),
+        )
+    except KeyboardInterrupt as interruption:
+        raise Interrupted(_how_to_resume(folder)) from interruption
+    if as_json:
+        print_json(result.to_dict())
+        return result.exit_code
+    from nas.cli.tables import print_result
+
+    print_result(result)
+    return result.exit_code
+
+
+def _how_to_resume(folder: Path) -> str:
+    from nas.rundir import RUN_FILE
+
+    return f"continue with: nas search --resume {folder}" if (folder / RUN_FILE).exists() else "nothing was written"

@@ -1,0 +1,94 @@
+"""``nas train``: one supernet, from which every later search is answered."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.outcome import Interrupted, print_json, say, verb
+
+
+@verb
+def train(
+    corpus: Annotated[
+        list[str],
+        typer.Option(help="Text to learn from: a file (text, csv, json, parquet), folder or hub id; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the supernet.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="BERT-like encoder to distil from: a folder or hub id. None starts afresh.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer where there is no teacher: a folder or hub id.")
+    ] = None,
+    space: Annotated[str, typer.Option(help="Search space: a preset's name or a TOML file.")] = "stock",
+    steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes of training.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts a batch.")] = 32,
+    seq_len: Annotated[int, typer.Option(help="Most tokens a text.")] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    accumulate: Annotated[int, typer.Option(help="Batches a step.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    strategy: Annotated[str, typer.Option(help="Which subnets a step trains: sandwich or uniform.")] = "sandwich",
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT", help="Loss and its weight: hidden, pooled, relation, mlm; may be repeated."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a supernet by distillation from a teacher.
+
+    Example: nas train --teacher DIR --corpus text.txt --minutes 60 --out my-supernet
+    """
+    from nas import api
+    from nas.errors import InvalidInputError
+    from nas.progress import choose_progress
+
+    if (steps is None) == (minutes is None):
+        raise InvalidInputError("say how long to train: give either --steps or --minutes")
+    try:
+        folder = api.train(
+            out,
+            corpora=corpus,
+            teacher=teacher,
+            tokenizer=tokenizer,
+            space=space,
+            steps=steps,
+            minutes=minutes,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            lr=lr,
+            accumulate=accumulate,
+            precision=precision,
+            strategy=strategy,
+            losses=_losses(loss or []),
+            seed=seed,
+            resume=resume,
+            progress=choose_progress(quiet=quiet),
+        )
+    except KeyboardInterrupt as interruption:
+        raise Interrupted("continue with the same command and --resume") from interruption
+    if as_json:
+        print_json({"supernet": str(folder)})
+        return
+    print(f"The supernet is in {folder}.")
+    say(f"Next: nas search --latency-ms 10 --supernet {folder}")
+
+
+def _losses(given: list[str]) -> dict[str, float] | None:
+    """The weights named by ``--loss``; None where none was given."""
+    from nas.errors import InvalidInputError
+
+    weights = {}
+    for entry in given:
+        name, _, weight = entry.partition("=")
+        try:
+            weights[name.strip()] = float(weight or 1)
+        except ValueError as error:
+            raise InvalidInputError(f"--loss must be NAME=WEIGHT such as hidden=1, got {entry!r}") from error
+    return weights or None

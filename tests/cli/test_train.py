@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+
+from supernet import train as train_module
+from supernet.train import TrainingStatus
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for the training; holds what it was called with."""
+    calls = []
+
+    def train(out, **options):
+        calls.append({"out": out, **options})
+        options["on_note"]("reading the corpus")
+        options["on_status"](TrainingStatus(1, 0.5, 60.0, 2.0, {}))
+        options["on_status"](TrainingStatus(2, 1.0, 0.0, 1.5, {"largest": 0.25}))
+        return out
+
+    monkeypatch.setattr(train_module, "train", train)
+    return calls
+
+
+def test_options_reach_the_training(nas, trained):
+    ended = nas(
+        *(
+            "train",
+            "--corpus",
+            "a.txt",
+            "--corpus",
+            "b.csv",
+            "--teacher",
+            "t",
+            "--out",
+            "s",
+            "--steps",
+            2,
+            "--lr",
+            0.01,
+        ),
+        *("--batch-size", 4, "--seq-len", 16, "--accumulate", 2, "--strategy", "uniform", "--precision", "fp32"),
+        *("--loss", "hidden=2", "--loss", "relation", "--seed", 7, "--json"),
+    )
+    assert ended.code == 0
+    assert ended.data == {"supernet": "s"}
+    (call,) = trained
+    assert call["out"] == Path("s")
+    assert call["corpora"] == ["a.txt", "b.csv"]
+    assert (call["teacher"], call["resume"], call["space"].name) == ("t", False, "stock")
+    config = call["config"]
+    assert (config.steps, config.minutes, config.learning_rate, config.batch_size) == (2, None, 0.01, 4)
+    assert (config.seq_len, config.accumulate, config.strategy, config.precision, config.seed) == (
+        16,
+        2,
+        "uniform",
+        "fp32",
+        7,
+    )
+    assert (config.losses.hidden, config.losses.relation, config.losses.pooled) == (2, 1, 0)
+
+
+def test_progress_goes_to_stderr_and_the_next_command_is_said(nas, trained):
+    ended = nas("train", "--corpus", "a", "--teacher", "t", "--out", "s", "--minutes", 1)
+    assert "reading the corpus" in ended.err
+    assert "phase=train" in ended.err
+    assert "held_out_largest=0.25" in ended.err
+    assert "Next: nas search --latency-ms 10 --supernet s" in ended.err
+    assert ended.out == "The supernet is in s.\n"
+
+
+def test_quiet_says_only_the_result(nas, trained):
+    assert "phase" not in nas("train", "--corpus", "a", "--teacher", "t", "--out", "s", "--steps", 1, "--quiet").err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --steps or --minutes"),
+        (["--steps", 1, "--minutes", 1], "give either --steps or --minutes"),
+        (["--steps", 0], "steps must be"),
+        (["--minutes", "nan"], "minutes must be"),
+        (["--steps", 1, "--lr", 2], "lr must be"),
+        (["--steps", 1, "--strategy", "sandwhich"], "strategy must be one of"),
+        (["--steps", 1, "--precision", "fp8"], "precision must be"),
+        (["--steps", 1, "--loss", "hiden=1"], "Did you mean 'hidden'"),
+        (["--steps", 1, "--loss", "hidden=x"], "--loss must be NAME=WEIGHT"),
+        (["--steps", 1, "--loss", "hidden=-1"], "loss weights must be"),
+        (["--steps", 1, "--space", "stok"], "stock"),
+    ],
+)
+def test_bad_input_is_one_sentence(nas, trained, options, message):
+    ended = nas("train", "--corpus", "a", "--teacher", "t", "--out", "s", *options)
+    assert ended.code == 2
+    assert message in ended.err
+    assert len(ended.err.splitlines()) <= 2
+    assert trained == []
+
+
+def test_ctrl_c_says_how_to_resume(nas, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "train", interrupt)
+    ended = nas("train", "--corpus", "a", "--teacher", "t", "--out", "s", "--steps", 1)
+    assert ended.code == 130
+    assert ended.err == "nas: interrupted; continue with the same command and --resume\n"
