@@ -22,9 +22,7 @@ RIDGE = 1e-3
 
 
 @torch.no_grad()
-def calibrate(
-    supernet: Supernet, maps: OutputMaps, teacher: Encoder, batches: Iterable[tuple[Tensor, Tensor]]
-) -> None:
+def calibrate(supernet: Supernet, maps: OutputMaps, teacher: Encoder, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Fits the norms and output maps of every width below the full one.
 
     Args:
@@ -35,15 +33,14 @@ def calibrate(
     """
     inputs, outputs = _norm_samples(teacher, batches)
     places = {"embeddings.norm": supernet.embeddings.norm}
-    for index, origin in enumerate(
-        select_layers(len(supernet.layers), teacher.architecture.num_layers, "alternate")
-    ):
-        places[f"blocks.0.sublayers.{2 * origin}.norm"] = supernet.layers[index].attention.norm
-        places[f"blocks.0.sublayers.{2 * origin + 1}.norm"] = supernet.layers[index].feed_forward.norm
+    for index, origin in enumerate(select_layers(len(supernet.layers), teacher.architecture.num_layers, "alternate")):
+        places[f"blocks.0.sublayers.{2 * origin}.norm"] = supernet.layer(index).attention.norm
+        places[f"blocks.0.sublayers.{2 * origin + 1}.norm"] = supernet.layer(index).feed_forward.norm
     for name, norm in places.items():
         _fit_norm(norm, inputs[name], outputs[name])
     last = outputs[f"blocks.0.sublayers.{2 * teacher.architecture.num_layers - 1}.norm"]
     for key, linear in maps.maps.items():
+        assert isinstance(linear, nn.Linear)
         _fit_map(linear, last[:, : int(key)], last[:, : linear.out_features])
 
 

@@ -1,11 +1,11 @@
 """The folder of a supernet: what it is, its weights, its tokenizer, and what its quality is judged on.
 
-    supernet.json            schema, space, text, table size, what trained it (data only, validated)
-    weights.safetensors      float32, or compact: matrices as int8 with a float16 scale per 64 columns, the rest float16
-    reference.safetensors    held-out tokens and the teacher's pooled states for them
-    tokenizer/               a Hugging Face fast tokenizer
-    README.md                the card
-    training/                checkpoints of a run, see supernet.train
+supernet.json            schema, space, text, table size, what trained it (data only, validated)
+weights.safetensors      float32, or compact: matrices as int8 with a float16 scale per 64 columns, the rest float16
+reference.safetensors    held-out tokens and the teacher's pooled states for them
+tokenizer/               a Hugging Face fast tokenizer
+README.md                the card
+training/                checkpoints of a run, see supernet.train
 """
 
 import json
@@ -117,7 +117,11 @@ def config_from_dict(data: object) -> SupernetConfig:
     except TypeError as error:
         raise InvalidInputError(f"a supernet's text is not valid: {error}") from error
     return SupernetConfig(
-        SearchSpace.from_dict(data["space"]), text_spec, data["table_size"], data["layer_selection"], data["has_mlm_head"]
+        SearchSpace.from_dict(data["space"]),
+        text_spec,
+        data["table_size"],
+        data["layer_selection"],
+        data["has_mlm_head"],
     )
 
 
@@ -129,7 +133,9 @@ def save_supernet(
     training: Mapping[str, Any],
     weight_format: WeightFormat = "float32",
 ) -> None:
-    """Writes a supernet's weights, reference and description; ``supernet.json`` last, so that a torn save is no supernet.
+    """Writes a supernet's weights, reference and description.
+
+    ``supernet.json`` goes first and comes last, so that a torn save is no supernet.
 
     Raises:
         InvalidInputError: The folder cannot be written.
@@ -204,9 +210,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         InvalidInputError: It is absent, truncated or not a safetensors file.
     """
     try:
-        return safetensors.torch.load_file(path)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise InvalidInputError(f"{path} is missing or damaged ({error}); restore it or train again") from error
+    return tensors
 
 
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
@@ -233,12 +240,16 @@ def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], folder: Pat
 def _read_reference(folder: Path, supernet: Supernet) -> Reference:
     tensors = read_tensors(folder / "reference.safetensors")
     if set(tensors) != {"input_ids", "attention_mask", "teacher_pooled"}:
-        raise InvalidInputError(f"{folder / 'reference.safetensors'} does not hold a reference; restore it or train again")
+        raise InvalidInputError(
+            f"{folder / 'reference.safetensors'} does not hold a reference; restore it or train again"
+        )
     ids, mask, pooled = tensors["input_ids"].long(), tensors["attention_mask"].long(), tensors["teacher_pooled"].float()
     text = supernet.config.text
     valid = ids.ndim == 2 and ids.shape == mask.shape and pooled.ndim == 2 and len(pooled) == len(ids) > 1
     if not valid or ids.shape[1] > text.max_positions or int(ids.min()) < 0 or int(ids.max()) >= text.vocab_size:
-        raise InvalidInputError(f"{folder / 'reference.safetensors'} does not fit the supernet; restore it or train again")
+        raise InvalidInputError(
+            f"{folder / 'reference.safetensors'} does not fit the supernet; restore it or train again"
+        )
     return Reference(ids, mask, pooled)
 
 
@@ -273,7 +284,9 @@ def expand(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         base = name.removesuffix(".int8")
         scale = stored.get(f"{base}.scale")
         if scale is None or tensor.ndim != 2 or scale.shape != (tensor.shape[0], tensor.shape[1] // GROUP):
-            raise InvalidInputError(f"the compact weights are damaged: {base} lacks a scale that fits; restore the file")
+            raise InvalidInputError(
+                f"the compact weights are damaged: {base} lacks a scale that fits; restore the file"
+            )
         grouped = tensor.view(tensor.shape[0], -1, GROUP).float() * scale.float()[..., None]
         state[base] = grouped.view(tensor.shape)
     return state

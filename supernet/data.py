@@ -26,14 +26,16 @@ _WINDOW = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and their mask, each (B, T)."""
+    """Token ids, their mask and, for pairs of texts, their segments; each (B, T)."""
 
     input_ids: Tensor
     attention_mask: Tensor
+    token_type_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device))
+        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), types)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ def read_texts(source: str) -> Iterator[str]:
 def _text_column(table: Any, source: str) -> str:
     if "text" in table.column_names:
         return "text"
-    strings = [name for name, feature in table.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    strings = [
+        name for name, feature in table.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
+    ]
     if len(strings) == 1:
         return str(strings[0])
     raise InvalidInputError(

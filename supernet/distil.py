@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from search_spaces.architecture import Architecture, Attention
 from search_spaces.errors import InvalidInputError
 from supernet.data import Batch, mask_tokens
-from supernet.encoder import Encoder, FeedForwardSublayer, key_mask
+from supernet.encoder import AttentionSublayer, Encoder, FeedForwardSublayer, key_mask
 from supernet.losses import (
     OutputMaps,
     hidden_loss,
@@ -141,7 +141,9 @@ class Teaching(nn.Module):
                 assert supernet.mlm_head is not None
                 logits = supernet.mlm_head(states.hidden[-1][chosen], supernet.embeddings.word.weight)
                 token_loss = (
-                    masked_token_loss(logits, labels) if target_logits is None else soft_token_loss(logits, target_logits)
+                    masked_token_loss(logits, labels)
+                    if target_logits is None
+                    else soft_token_loss(logits, target_logits)
                 )
                 loss = loss + self.weights.mlm * token_loss
                 if self.in_place and architecture == largest:
@@ -198,8 +200,8 @@ def encoder_states(
     hidden = encoder.embeddings(batch.input_ids)
     after: list[Tensor] = []
     relations: tuple[Tensor, Tensor, Tensor] | None = None
-    for sublayer in encoder.blocks[0].sublayers:
-        if with_relations and not isinstance(sublayer, FeedForwardSublayer):
+    for sublayer in encoder.block(0).sublayers:
+        if with_relations and isinstance(sublayer, AttentionSublayer):
             shape: Attention = sublayer.shape
             split = (*hidden.shape[:2], shape.num_heads, shape.head_size)
             query, key, value = (

@@ -98,7 +98,8 @@ class ElasticEmbeddings(nn.Module):
     def narrowed(self, table: Tensor, size: int) -> Tensor:
         """Maps rows (..., W) of a table, or of a sum of tables, to the embedding size: (..., size)."""
         if str(size) in self.projections:
-            return table @ self.projections[str(size)]
+            narrowed: Tensor = table @ self.projections[str(size)]
+            return narrowed
         return table[..., :size]
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, *, size: int, hidden_size: int) -> Tensor:

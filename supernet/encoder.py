@@ -11,6 +11,8 @@ exporters read, so they are part of the contract between rooms::
 Shapes: B batch, T tokens, D hidden, N heads, K head width, F feed-forward width, E embedding width, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
@@ -18,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from search_spaces.architecture import Architecture, Attention, FeedForward, SepConv, TextSpec
 from search_spaces.errors import InvalidInputError
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
 def check_text(text: TextSpec, input_ids: Tensor) -> None:
@@ -27,7 +29,8 @@ def check_text(text: TextSpec, input_ids: Tensor) -> None:
         raise InvalidInputError(f"input_ids must have the shape (batch, tokens), got {tuple(input_ids.shape)}")
     if input_ids.shape[1] > text.max_positions:
         raise InvalidInputError(
-            f"a text may hold {text.max_positions} tokens (the position table's rows), got {input_ids.shape[1]}; truncate it"
+            f"a text may hold {text.max_positions} tokens (the position table's rows), got {input_ids.shape[1]}; "
+            "truncate it"
         )
 
 
@@ -116,7 +119,9 @@ class EncoderBlock(nn.Module):
                 case FeedForward():
                     self.sublayers.append(FeedForwardSublayer(shape, block.hidden_size, text))
                 case SepConv():
-                    raise InvalidInputError("separable convolutions cannot be built yet; use attention and feed-forward")
+                    raise InvalidInputError(
+                        "separable convolutions cannot be built yet; use attention and feed-forward"
+                    )
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Maps hidden (B, T, D_in) to (B, T, D)."""
@@ -131,7 +136,7 @@ class Encoder(nn.Module):
     """One architecture with its own weights.
 
     Args:
-        architecture: The shape; without narrowing and convolutions, which the grammar holds and this class does not yet.
+        architecture: The shape, without narrow layers and convolutions.
         text: What the encoder reads.
 
     Raises:
@@ -149,6 +154,12 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             EncoderBlock(sizes[index], architecture, index, text) for index in range(len(architecture.blocks))
         )
+
+    def block(self, index: int) -> EncoderBlock:
+        """The block at an index."""
+        block = self.blocks[index]
+        assert isinstance(block, EncoderBlock)
+        return block
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

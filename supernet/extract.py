@@ -26,7 +26,9 @@ def extract(supernet: Supernet, architecture: Architecture) -> Encoder:
     """
     supernet.check_member(architecture)
     encoder = Encoder(architecture, supernet.config.text)
-    encoder.load_state_dict({name: tensor.detach().float().cpu() for name, tensor in sliced_weights(supernet, architecture)})
+    encoder.load_state_dict(
+        {name: tensor.detach().float().cpu() for name, tensor in sliced_weights(supernet, architecture)}
+    )
     return encoder.eval()
 
 
@@ -46,17 +48,17 @@ def sliced_weights(supernet: Supernet, architecture: Architecture) -> list[tuple
         assert embeddings.project is not None
         weights += _named("embeddings.project", embeddings.project.sliced(hidden_size, size))
     for place, index in enumerate(supernet.select_layers(architecture.num_layers)):
-        module = supernet.layers[index].attention
+        module = supernet.layer(index).attention
         name = f"blocks.0.sublayers.{2 * place}"
         for part in ("query", "key", "value"):
             weights += _named(f"{name}.{part}", module.sliced_input(getattr(module, part), attention, hidden_size))
         weights += _named(f"{name}.output", module.sliced_output(attention, hidden_size))
         weights += _named(f"{name}.norm", module.norm.sliced(hidden_size))
-        module = supernet.layers[index].feed_forward
+        feed = supernet.layer(index).feed_forward
         name = f"blocks.0.sublayers.{2 * place + 1}"
-        weights += _named(f"{name}.up", module.up.sliced(feed_forward.intermediate_size, hidden_size))
-        weights += _named(f"{name}.down", module.down.sliced(hidden_size, feed_forward.intermediate_size))
-        weights += _named(f"{name}.norm", module.norm.sliced(hidden_size))
+        weights += _named(f"{name}.up", feed.up.sliced(feed_forward.intermediate_size, hidden_size))
+        weights += _named(f"{name}.down", feed.down.sliced(hidden_size, feed_forward.intermediate_size))
+        weights += _named(f"{name}.norm", feed.norm.sliced(hidden_size))
     return weights
 
 

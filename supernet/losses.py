@@ -27,10 +27,13 @@ class OutputMaps(nn.Module):
 
     def __init__(self, sizes: tuple[int, ...], full_size: int) -> None:
         super().__init__()
-        self.maps = nn.ModuleDict({str(size): nn.Linear(size, full_size) for size in sizes if size != full_size})
-        for linear in self.maps.values():
-            nn.init.eye_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.maps = nn.ModuleDict()
+        for size in sizes:
+            if size != full_size:
+                linear = nn.Linear(size, full_size)
+                nn.init.eye_(linear.weight)
+                nn.init.zeros_(linear.bias)
+                self.maps[str(size)] = linear
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps (..., D) to (..., full size)."""
@@ -124,7 +127,7 @@ def relation_loss(student: States, target: States, mask: Tensor) -> Tensor:
 def _relation(states: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Log-softmax of the scaled products of (B, N, T, K) regrouped into R relation heads: (B, R, T, T)."""
     flat = states.float().transpose(1, 2).flatten(2)  # (B, T, N * K)
-    grouped = flat.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, R, T, N * K / R)
+    grouped = flat.view(*flat.shape[:2], heads, -1).transpose(1, 2)  # (B, R, T, N * K / R)
     scores = grouped @ grouped.transpose(2, 3) / math.sqrt(grouped.shape[-1])
     return F.log_softmax(scores.masked_fill(~mask.bool()[:, None, None, :], -1e9), dim=-1)
 
@@ -141,5 +144,8 @@ def soft_token_loss(logits: Tensor, target: Tensor) -> Tensor:
     if logits.shape[0] == 0:
         return logits.sum() * 0
     return F.kl_div(
-        F.log_softmax(logits.float(), -1), F.log_softmax(target.detach().float(), -1), reduction="batchmean", log_target=True
+        F.log_softmax(logits.float(), -1),
+        F.log_softmax(target.detach().float(), -1),
+        reduction="batchmean",
+        log_target=True,
     )

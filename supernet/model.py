@@ -139,6 +139,12 @@ class Supernet(nn.Module):
         for projection in self.embeddings.projections.values():
             nn.init.eye_(projection)
 
+    def layer(self, index: int) -> SupernetLayer:
+        """The elastic layer at an index."""
+        layer = self.layers[index]
+        assert isinstance(layer, SupernetLayer)
+        return layer
+
     def select_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the layers that a subnet of that depth uses."""
         return select_layers(num_layers, len(self.layers), self.config.layer_selection)
@@ -176,7 +182,7 @@ class Supernet(nn.Module):
         )
         states = States(layers=self.select_layers(architecture.num_layers))
         for index in states.layers:
-            layer = self.layers[index]
+            layer = self.layer(index)
             if with_relations and index == states.layers[-1]:
                 module = layer.attention
                 query, key, value = (

@@ -114,7 +114,9 @@ def load_teacher(name_or_path: str) -> Teacher:
     try:
         model = loader.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"the weights of teacher {name_or_path!r} cannot be read: {_first_line(error)}") from error
+        raise InvalidInputError(
+            f"the weights of teacher {name_or_path!r} cannot be read: {_first_line(error)}"
+        ) from error
     encoder, mlm_head = convert(model, config)
     return Teacher(name_or_path, encoder, mlm_head, load_tokenizer(source, encoder.text))
 
@@ -157,7 +159,7 @@ def _check_encoder(name: str, config: Any) -> None:
         raise InvalidInputError(f"teacher {name!r} must use absolute positions, got {config.position_embedding_type!r}")
 
 
-def convert(model: nn.Module, config: Any) -> tuple[Encoder, dict[str, Tensor] | None]:
+def convert(model: Any, config: Any) -> tuple[Encoder, dict[str, Tensor] | None]:
     """Copies a Hugging Face model's weights into an Encoder, and its masked-language head if it has one."""
     family = config.model_type
     names = _FAMILIES[family]
@@ -352,10 +354,12 @@ def _copy_layer(
     before, after = f"blocks.0.sublayers.{2 * origin}", f"layers.{index}.attention"
     for part in ("query", "key", "value"):
         for kind in ("weight", "bias"):
-            heads = state[f"{before}.{part}.{kind}"].unflatten(0, (-1, head_size))
+            heads = state[f"{before}.{part}.{kind}"]
+            heads = heads.view(-1, head_size, *heads.shape[1:])
             heads = heads[: shape.num_heads, : shape.head_size].flatten(0, 1)
             _copy_leading(target[f"{after}.{part}.{kind}"], heads)
-    columns = state[f"{before}.output.weight"].unflatten(1, (-1, head_size))
+    columns = state[f"{before}.output.weight"]
+    columns = columns.view(len(columns), -1, head_size)
     columns = columns[:, : shape.num_heads, : shape.head_size].flatten(1, 2)
     _copy_leading(target[f"{after}.output.weight"], columns)
     _copy_leading(target[f"{after}.output.bias"], state[f"{before}.output.bias"])

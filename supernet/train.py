@@ -36,6 +36,7 @@ from supernet.distil import LossWeights, Masking, Teaching
 from supernet.encoder import Encoder
 from supernet.losses import pool
 from supernet.model import LayerSelection, Supernet, SupernetConfig
+from supernet.precision import choose_precision
 from supernet.sampling import STRATEGIES, Strategy, subnets_of_step
 from supernet.teacher import Teacher, initialise_from, load_teacher, load_tokenizer, sort_by_importance
 
@@ -194,7 +195,9 @@ def train(
     chunks, held_out = tokenise(corpora, words, seq_len=config.seq_len, max_tokens=config.max_tokens)
     if loaded is not None:
         sort_by_importance(loaded, _calibration(chunks, config))
-    supernet = build_supernet(space, loaded, words, layer_selection, has_mlm_head=config.losses.mlm > 0, seed=config.seed)
+    supernet = build_supernet(
+        space, loaded, words, layer_selection, has_mlm_head=config.losses.mlm > 0, seed=config.seed
+    )
     trainer = Trainer(supernet, loaded, words, chunks, held_out, config, device=device)
     if loaded is not None and not resume:
         trainer.calibrate(_calibration(chunks, config))
@@ -247,10 +250,12 @@ def make_reference(teacher: Encoder, held_out: TokenChunks, width: int) -> Refer
     batch = held_out.batch(picks)
     ids, mask = batch.input_ids[:, :REFERENCE_TOKENS], batch.attention_mask[:, :REFERENCE_TOKENS]
     with torch.no_grad():
-        pooled = torch.cat([
-            pool(teacher(ids[start : start + 64], mask[start : start + 64]), mask[start : start + 64])
-            for start in range(0, count, 64)
-        ])
+        pooled = torch.cat(
+            [
+                pool(teacher(ids[start : start + 64], mask[start : start + 64]), mask[start : start + 64])
+                for start in range(0, count, 64)
+            ]
+        )
     return Reference(ids, mask, pooled[:, :width])
 
 
@@ -295,7 +300,8 @@ class Trainer:
     ) -> None:
         if config.seq_len > supernet.config.text.max_positions:
             raise InvalidInputError(
-                f"seq_len must be at most {supernet.config.text.max_positions} (the position table's rows), got {config.seq_len}"
+                f"seq_len must be at most {supernet.config.text.max_positions} (the position table's rows), "
+                f"got {config.seq_len}"
             )
         self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -483,7 +489,12 @@ class RunLog:
 
     def append(self, trainer: Trainer, losses: Mapping[str, float], held_out: Mapping[str, float]) -> None:
         """Adds a step to the loss curve."""
-        entry = {"step": trainer.step, "losses": dict(losses), "held_out": dict(held_out), "elapsed_s": trainer.elapsed_s}
+        entry = {
+            "step": trainer.step,
+            "losses": dict(losses),
+            "held_out": dict(held_out),
+            "elapsed_s": trainer.elapsed_s,
+        }
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -515,7 +526,9 @@ class RunLog:
             known = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             name = (self.folder / "latest").read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            raise InvalidInputError(f"{self.folder.parent} holds no training to resume; start without --resume") from error
+            raise InvalidInputError(
+                f"{self.folder.parent} holds no training to resume; start without --resume"
+            ) from error
         if known != self.fingerprint:
             differing = sorted(key for key in self.fingerprint if known.get(key) != self.fingerprint[key])
             raise InvalidInputError(
@@ -548,31 +561,6 @@ def schedule(fraction: float, warmup: float) -> float:
         return max(fraction, 1e-3) / warmup
     place = (fraction - warmup) / (1 - warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * place))
-
-
-def choose_precision(wanted: Precision, device: torch.device) -> str:
-    """The precision to train in.
-
-    Raises:
-        InvalidInputError: The hardware does not compute in the wanted one.
-    """
-    if device.type == "cuda":
-        has_bf16, has_fp16 = torch.cuda.is_bf16_supported(including_emulation=False), True
-    else:
-        has_bf16, has_fp16 = _cpu_has_bf16(), False
-    if wanted == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    if (wanted == "bf16" and not has_bf16) or (wanted == "fp16" and not has_fp16):
-        raise InvalidInputError(f"{device.type} does not compute in {wanted} here; use --precision fp32 or auto")
-    return wanted
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def middle(space: SearchSpace) -> Architecture:

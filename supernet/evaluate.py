@@ -1,0 +1,121 @@
+"""How good a subnet is, without training it: agreement with the teacher, or accuracy on a task it was adapted to.
+
+Shapes: B batch, T tokens, D hidden, M reference texts, C classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InvalidInputError
+from supernet.adapt import AdaptedTask, load_adapted
+from supernet.checkpoint import LoadedSupernet, load_supernet
+from supernet.data import Batch
+from supernet.losses import pool
+from supernet.model import Supernet
+
+BATCH = 64
+
+
+def pooled_states(supernet: Supernet, architecture: Architecture, batches: Sequence[Batch]) -> Tensor:
+    """Mean-pooled last hidden states of a subnet for every text of the batches: (M, D)."""
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                pool(
+                    supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1],
+                    batch.attention_mask,
+                )
+                for batch in batches
+            ]
+        )
+
+
+class TeacherAgreement:
+    """Quality without a task: how alike a subnet and the teacher see which texts are alike.
+
+    The linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414) of the mean-pooled last hidden
+    states of held-out texts: 1.0 is the teacher, 0.0 is no relation. It needs no map between the two widths, and
+    unlike the distillation loss it does not count what single tokens say of themselves.
+
+    Args:
+        loaded: A supernet with its reference.
+
+    Raises:
+        InvalidInputError: The supernet has no reference, since it was trained without a teacher.
+    """
+
+    name = "teacher agreement"
+
+    def __init__(self, loaded: LoadedSupernet) -> None:
+        if loaded.reference is None:
+            raise InvalidInputError(
+                f"the supernet in {loaded.folder} was trained without a teacher, so agreement with it is unknown; "
+                "search with --task FILE_OR_ID instead"
+            )
+        self.supernet = loaded.supernet
+        ids, mask = loaded.reference.input_ids, loaded.reference.attention_mask
+        order = torch.argsort(mask.sum(1), stable=True)
+        self.batches = []
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            width = int(mask[rows].sum(1).max())
+            self.batches.append(Batch(ids[rows, :width], mask[rows, :width]))
+        self.target = loaded.reference.teacher_pooled[order]
+
+    def __call__(self, architecture: Architecture) -> float:
+        """The agreement of one subnet.
+
+        Raises:
+            InvalidInputError: The architecture is not of the supernet's space.
+        """
+        self.supernet.check_member(architecture)
+        return alignment(pooled_states(self.supernet, architecture, self.batches), self.target)
+
+
+def alignment(ours: Tensor, theirs: Tensor) -> float:
+    """Linear centred kernel alignment of two sets of states, (M, D1) and (M, D2): 0 to 1."""
+    ours = (ours - ours.mean(0)).double()
+    theirs = (theirs - theirs.mean(0)).double()
+    cross = (ours.T @ theirs).square().sum()
+    own = (ours.T @ ours).norm() * (theirs.T @ theirs).norm()
+    return float(cross / own.clamp(min=1e-30))
+
+
+class TaskAccuracy:
+    """Accuracy on a task's validation split with the weights of a supernet that was adapted to the task once.
+
+    Args:
+        adapted: The adapted supernet, its head and its validation split.
+    """
+
+    name = "task accuracy"
+
+    def __init__(self, adapted: AdaptedTask) -> None:
+        self.adapted = adapted
+        self.batches, self.labels = adapted.validation_batches(BATCH)
+
+    def __call__(self, architecture: Architecture) -> float:
+        """The share of validation texts that one subnet labels right.
+
+        Raises:
+            InvalidInputError: The architecture is not of the supernet's space.
+        """
+        self.adapted.supernet.check_member(architecture)
+        states = pooled_states(self.adapted.supernet, architecture, self.batches)
+        with torch.inference_mode():
+            predicted = self.adapted.head(states).argmax(-1)
+        return float((predicted == self.labels).float().mean())
+
+
+def teacher_agreement(folder: Path | None) -> TeacherAgreement:
+    """Builds the evaluator of a supernet folder (None: the one that ships); a picklable factory by name."""
+    return TeacherAgreement(load_supernet(folder))
+
+
+def task_accuracy(folder: Path) -> TaskAccuracy:
+    """Builds the evaluator of an adapted folder; a picklable factory by name."""
+    return TaskAccuracy(load_adapted(folder))
