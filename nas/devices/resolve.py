@@ -41,5 +41,5 @@ def _not_available(name: str) -> DeviceNotAvailableError:
     known = "; ".join(f"{known} ({words})" for known, words in known_devices().items())
     return DeviceNotAvailableError(
         f"device {str(name)[:60]!r} is not available here.{hint} Known devices: {known}. A latency is only ever "
-        "measured on the device that is named: install this program on that machine and run the search there with --device cpu"
+        "measured on the device that is named: install this program there and search with --device cpu"
     )

@@ -74,8 +74,8 @@ class Model:
 
     def time(self, num_runs: int) -> list[float]:
         """Seconds of each of ``num_runs`` runs, after one that is not counted."""
-        times = []
         self.session.run(self.outputs, self.inputs)
+        times = []
         for _ in range(num_runs):
             start = self.clock()
             self.session.run(self.outputs, self.inputs)
@@ -83,9 +83,9 @@ class Model:
         return times
 
     def _warm_up(self) -> float:
-        times: list[float] = []
-        while len(times) < WARM_UP_RUNS or sum(times) < WARM_UP_S:
-            times += self.time(1)
+        times = self.time(WARM_UP_RUNS)
+        while sum(times) < WARM_UP_S:
+            times += self.time(WARM_UP_RUNS)
         return max(1e-7, sorted(times)[len(times) // 2])
 
 
