@@ -181,13 +181,10 @@ class SearchSpace:
         hidden_place = bisect.bisect_right(widths_up_to, width)
         hidden_size = self.hidden_size[hidden_place]
         place = width - (widths_up_to[hidden_place - 1] if hidden_place else 0)
-        embeddings = self.embedding_size
-        if self._lists_twice(hidden_size):
-            embeddings = tuple(size for size in embeddings if size != hidden_size)
         values |= {
             "num_layers": self.num_layers[layers_place],
             "hidden_size": hidden_size,
-            "embedding_size": embeddings[place],
+            "embedding_size": self.embedding_size[place],  # the last, as hidden, is out of reach where listed twice
         }
         return self.build(values)
 

@@ -32,7 +32,7 @@ def macs_of(run):
     return counter.get_total_flops() // 2
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(buildable, texts)
 def test_parameters_are_those_of_the_encoder(architecture, text):
     with torch.device("meta"):
@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_encoder(architecture, text):
     assert encoder_parameters(architecture) == num_parameters(architecture, text) - tables
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(buildable, texts, st.integers(1, 8), st.integers(1, 3))
 def test_macs_are_those_of_the_encoders_matrix_products(architecture, text, seq_len, batch_size):
     encoder = Encoder(architecture, text)
@@ -55,7 +55,7 @@ def test_macs_are_those_of_the_encoders_matrix_products(architecture, text, seq_
     assert num_macs(architecture, seq_len, batch_size) == macs_of(run)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(uniform_architectures, st.integers(1, 8), st.data())
 def test_narrow_macs_are_those_of_narrow_matrix_products(full, seq_len, data):
     """SparseQueries: narrow layers read keys and values of all tokens, and update the first ``queries`` ones."""

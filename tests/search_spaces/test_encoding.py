@@ -20,7 +20,7 @@ def test_decode_inverts_encode(space_and_member):
 
 @given(spaces(), st.data())
 def test_any_vector_decodes_to_the_nearest_choices(space, data):
-    number = st.floats(allow_nan=False)
+    number = st.floats(0, 1) | st.sampled_from([0.2, 0.45, 0.8]) | st.floats(allow_nan=False)
     vector = data.draw(st.tuples(*[number] * len(space.dimensions)))
     got = decode(space, vector)
     assert got in space
@@ -29,6 +29,15 @@ def test_any_vector_decodes_to_the_nearest_choices(space, data):
     nearest = min(math.dist(inside, point) for point in itertools.product(*grids))
     reached = [point for point in itertools.product(*grids) if decode(space, point) == got]
     assert min(math.dist(inside, point) for point in reached) == pytest.approx(nearest, abs=1e-12)
+
+
+def test_a_number_between_two_choices_decodes_to_the_nearer():
+    space = PRESETS["stock"]
+    step = 1 / 5
+    depths = [
+        decode(space, (number, 0.0, 0.0)).num_layers for number in (0.4 * step, 0.6 * step, 4.4 * step, 4.6 * step)
+    ]
+    assert depths == [1, 2, 5, 6]
 
 
 def test_the_corners_are_the_smallest_and_the_largest():

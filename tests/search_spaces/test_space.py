@@ -103,6 +103,13 @@ def test_mutation_rates_are_autotinyberts():
         assert changed[name] / draws == pytest.approx(expected, abs=5 * deviation)
 
 
+def test_crossover_takes_each_dimension_from_either_parent_alike():
+    space, rng, draws = PRESETS["autotinybert-kd"], random.Random(11), 2_000
+    children = Counter(space.crossover(space.smallest(), space.largest(), rng) for _ in range(draws))
+    assert len(children) == 2 ** len(space.dimensions)
+    assert all(abs(count - draws / 16) < 5 * (draws / 16) ** 0.5 for count in children.values())
+
+
 def test_samples_are_uniform_over_distinct_architectures():
     rng, per_member = random.Random(3), 400
     assert SMALL.size == 3 * 2 * 3, "at hidden size 64 both embeddings are the same"
