@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.errors import InvalidInputError
@@ -97,8 +97,7 @@ def load_teacher(name_or_path: str) -> Teacher:
     Raises:
         InvalidInputError: It cannot be found, is not an encoder this project can slice, or lacks a fast tokenizer.
     """
-    import transformers  # lazy: takes seconds and is needed only where models enter
-
+    transformers = _transformers()
     path = Path(name_or_path).expanduser()
     source = str(path) if path.is_dir() else name_or_path
     try:
@@ -127,8 +126,7 @@ def load_tokenizer(source: str, text: TextSpec | None = None) -> Any:
     Raises:
         InvalidInputError: There is none, it is not a fast one, or its vocabulary exceeds the word table.
     """
-    import transformers  # lazy: takes seconds and is needed only where models enter
-
+    transformers = _transformers()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, use_fast=True)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
@@ -138,12 +136,21 @@ def load_tokenizer(source: str, text: TextSpec | None = None) -> Any:
         ) from error
     if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None or tokenizer.cls_token_id is None:
         raise InvalidInputError(f"the tokenizer of {source!r} must be a fast one with padding, [CLS] and [SEP] tokens")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what a missing vocabulary becomes
+        raise InvalidInputError(f"the tokenizer of {source!r} has no vocabulary; put tokenizer.json beside the model")
     if text is not None and len(tokenizer) > text.vocab_size:
         raise InvalidInputError(
             f"the tokenizer knows {len(tokenizer)} tokens but the model's word table has {text.vocab_size} rows; "
             "use the tokenizer that the model was trained with"
         )
     return tokenizer
+
+
+def _transformers() -> Any:
+    import transformers  # lazy: takes seconds and is needed only where models enter
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 def _check_encoder(name: str, config: Any) -> None:
@@ -381,7 +388,7 @@ def _copy_leading(target: Tensor, source: Tensor) -> None:
     target.copy_(source[tuple(slice(size) for size in target.shape)])
 
 
-def weights_digest(module: nn.Module) -> str:
+def weights_digest(module: torch.nn.Module) -> str:
     """SHA-256 over names and bytes of all parameters: a stable name for weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -1,0 +1,106 @@
+import lzma
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from search_spaces.errors import InvalidInputError
+from supernet.data import BatchOrder, mask_tokens, read_texts, tokenise
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir):
+    return transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.xz", "csv", "jsonl", "parquet"])
+def test_every_kind_of_file_gives_its_texts(tmp_path, kind):
+    texts = ["One nation, indivisible.", "A second paragraph"]
+    frame = pd.DataFrame({"text": texts, "number": [1, 2]})
+    path = tmp_path / f"corpus.{kind}"
+    {
+        "txt": lambda: path.write_text("\n".join(texts)),
+        "txt.xz": lambda: path.write_bytes(lzma.compress("\n".join(texts).encode())),
+        "csv": lambda: frame.to_csv(path, index=False),
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "parquet": lambda: frame.to_parquet(path),
+    }[kind]()
+    assert list(read_texts(str(path))) == texts
+
+
+def test_chunks_hold_the_text_between_cls_and_sep(corpus, tokenizer, paragraphs):
+    chunks, held_out = tokenise([str(corpus)], tokenizer, seq_len=24)
+    assert chunks.lengths.max() <= 24
+    first = chunks.batch([0])
+    row = first.input_ids[0][first.attention_mask[0].bool()].tolist()
+    assert row[0] == tokenizer.cls_token_id
+    assert row[-1] == tokenizer.sep_token_id
+    assert row[1:-1] == tokenizer(paragraphs[0], add_special_tokens=False).input_ids[:22]
+    ninety_ninth = tokenizer(paragraphs[99], add_special_tokens=False).input_ids[:22]
+    assert held_out.batch([0]).input_ids[0, 1:-1].tolist() == ninety_ninth
+    assert len(held_out) >= 1
+
+
+def test_an_epoch_shows_every_chunk_once_and_any_place_can_be_asked_for(corpus, tokenizer):
+    chunks, _ = tokenise([str(corpus)], tokenizer, seq_len=24)
+    order = BatchOrder(chunks, 8, seed=3)
+    epoch = [tuple(row.tolist()) for place in range(order.per_epoch) for row in order._shuffled(0)[place][None]]
+    seen = [index for batch in epoch for index in batch]
+    assert len(seen) == len(set(seen)) == order.per_epoch * 8
+    later = BatchOrder(chunks, 8, seed=3)[order.per_epoch + 2]
+    for place in range(order.per_epoch + 3):
+        current = order[place]
+    assert torch.equal(current.input_ids, later.input_ids)
+    assert not np.array_equal(order._shuffled(0), order._shuffled(1))
+
+
+def test_masking_follows_bert(corpus, tokenizer):
+    chunks, _ = tokenise([str(corpus)], tokenizer, seq_len=32)
+    batch = chunks.batch(range(len(chunks)))
+    special = torch.tensor(tokenizer.all_special_ids)
+    options = {"mask_token_id": tokenizer.mask_token_id, "vocab_size": 600, "special_ids": special}
+    masked, chosen, labels = mask_tokens(batch, **options, rate=0.15, seed=1)
+    eligible = batch.attention_mask.bool() & ~torch.isin(batch.input_ids, special)
+    assert chosen.sum() / eligible.sum() == pytest.approx(0.15, abs=0.02)
+    assert not (chosen & ~eligible).any()
+    assert torch.equal(labels, batch.input_ids[chosen])
+    assert torch.equal(masked.input_ids[~chosen], batch.input_ids[~chosen])
+    became_mask = (masked.input_ids[chosen] == tokenizer.mask_token_id).float().mean()
+    assert became_mask.item() == pytest.approx(0.8, abs=0.04)
+    again, _, _ = mask_tokens(batch, **options, rate=0.15, seed=1)
+    assert torch.equal(again.input_ids, masked.input_ids)
+
+
+def _write(path, content):
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b"\n  \n\n", "holds no text"),
+        ("binary.txt", bytes(range(256)) * 40, r"binary|cannot be read"),
+        ("noise.parquet", b"not a parquet file", "cannot be read"),
+        ("columns.csv", b"a,b\nx,y\n", "column named 'text'"),
+        ("numbers.csv", b"a,b\n1,2\n", "column named 'text'"),
+        ("archive.tar", b"x", "files of one kind"),
+    ],
+)
+def test_a_bad_corpus_is_named_with_its_fault(tmp_path, name, content, message):
+    source = _write(tmp_path / name, content)
+    with pytest.raises(InvalidInputError, match=message):
+        list(read_texts(source))
+
+
+def test_an_absent_corpus_is_named():
+    with pytest.raises(InvalidInputError, match=r"'no/such-corpus' cannot be read"):
+        list(read_texts("no/such-corpus"))
+
+
+def test_one_paragraph_is_too_small(tmp_path, tokenizer):
+    with pytest.raises(InvalidInputError, match="at least two paragraphs"):
+        tokenise([_write(tmp_path / "one.txt", b"only one paragraph\n")], tokenizer, seq_len=16)
