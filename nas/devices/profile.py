@@ -299,15 +299,11 @@ class _Profiling:
         self, shapes: Iterable[Architecture], seconds_each: float, keep: Any = None
     ) -> dict[Architecture, Latency]:
         """Builds the shapes with random weights and times them."""
-        import onnx
-
-        from nas.export.onnx_graph import build_graph
-
         names = {str(number): shape for number, shape in enumerate(shapes)}
         with tempfile.TemporaryDirectory(prefix="nas-profile-") as folder:
             models = [(name, Path(folder) / f"{name}.onnx") for name in names]
             for name, path in models:
-                onnx.save(build_graph(names[name], self.text, None), str(path))
+                self._build(names[name], path)
             latencies = self.target.measure(
                 models,
                 seconds_each=seconds_each,
@@ -315,6 +311,19 @@ class _Profiling:
                 on_result=None if keep is None else lambda name, latency: keep(names[name], latency),
             )
         return {names[name]: latency for name, latency in latencies.items()}
+
+    def _build(self, shape: Architecture, path: Path) -> None:
+        import onnx
+
+        from nas.export.onnx_graph import build_graph
+
+        model = build_graph(shape, self.text, None)
+        if self.target.conditions.precision == "int8":
+            from nas.export.int8 import quantize
+
+            quantize(model, path)
+        else:
+            onnx.save(model, str(path))
 
     def _predictor(self, samples: Sequence[Sample]) -> LatencyPredictor:
         target = self.target
