@@ -1,0 +1,224 @@
+"""An encoder as a folder that Hugging Face Transformers and sentence-transformers load.
+
+Where the shape allows it the folder names a stock class and needs no code of ours: ``BertModel``, or ``ElectraModel``
+where the embedding is factorised. Other shapes take ``modeling_chain_encoder.py`` along. The files are data, written as
+such: no model is instantiated, so that transformers, slow to import, is not needed here.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from search_spaces.architecture import Architecture, TextSpec
+from search_spaces.errors import InvalidInputError
+
+ModelClass = Literal["BertModel", "ElectraModel", "ChainEncoderModel"]
+
+MODELING_FILE = Path(__file__).with_name("modeling_chain_encoder.py")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_LOCAL_KEYS = ("name_or_path", "_name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
+_TABLES = {"word": "word_embeddings", "position": "position_embeddings", "token_type": "token_type_embeddings"}
+_PARTS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "output": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+
+
+def model_class(architecture: Architecture) -> ModelClass:
+    """Names the Hugging Face class that an architecture is exported as."""
+    layer = architecture.bert_layer
+    if layer is None or layer[0].width != architecture.hidden_size or architecture.narrow_from is not None:
+        return "ChainEncoderModel"
+    return "BertModel" if architecture.embedding_size == architecture.hidden_size else "ElectraModel"
+
+
+def hub_config(architecture: Architecture, text: TextSpec) -> dict[str, Any]:
+    """Builds the content of ``config.json``."""
+    kind = model_class(architecture)
+    config: dict[str, Any] = {
+        "architectures": [kind],
+        "dtype": "float32",
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.max_positions,
+        "type_vocab_size": text.type_vocab_size,
+        "pad_token_id": text.pad_token_id,
+        "hidden_act": text.hidden_act,
+        "layer_norm_eps": text.layer_norm_eps,
+        "hidden_size": architecture.hidden_size,
+    }
+    if kind != "BertModel":
+        config["embedding_size"] = architecture.embedding_size
+    if kind == "ChainEncoderModel":
+        stem = MODELING_FILE.stem
+        auto_map = {"AutoConfig": f"{stem}.ChainEncoderConfig", "AutoModel": f"{stem}.ChainEncoderModel"}
+        return config | {
+            "model_type": "chain_encoder",
+            "auto_map": auto_map,
+            "blocks": architecture.to_dict()["blocks"],
+        }
+    assert architecture.bert_layer is not None
+    attention, feed_forward = architecture.bert_layer
+    return config | {
+        "model_type": "bert" if kind == "BertModel" else "electra",
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": attention.num_heads,
+        "intermediate_size": feed_forward.intermediate_size,
+    }
+
+
+def hub_weights(
+    architecture: Architecture, weights: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """Renames an encoder's weights to the names of its Hugging Face class.
+
+    BertModel has a pooler that an encoder lacks; it gets the identity, so that loading warns of nothing, gives the same
+    model each time, and ``pooler_output`` is the tanh of the first token's state.
+    """
+    kind = model_class(architecture)
+    if kind == "ChainEncoderModel":
+        return dict(weights)
+    renamed = {_stock_name(name): array for name, array in weights.items()}
+    if kind == "BertModel":
+        renamed["pooler.dense.weight"] = np.eye(architecture.hidden_size, dtype=np.float32)
+        renamed["pooler.dense.bias"] = np.zeros(architecture.hidden_size, dtype=np.float32)
+    return renamed
+
+
+def write_folder(
+    folder: Path,
+    architecture: Architecture,
+    text: TextSpec,
+    weights: Mapping[str, NDArray[np.float32]],
+    tokenizer_dir: Path,
+) -> None:
+    """Writes config, weights, tokenizer and the sentence-transformers description (mean pooling) into a folder.
+
+    Args:
+        folder: An existing folder.
+        architecture: The encoder's shape.
+        text: What it reads.
+        weights: Its weights by the names of ``supernet.encoder.Encoder``.
+        tokenizer_dir: A Hugging Face tokenizer's folder.
+
+    Raises:
+        InvalidInputError: The tokenizer is missing, broken, or knows more tokens than the word table has rows.
+    """
+    copy_tokenizer(tokenizer_dir, folder, text)
+    _write_json(folder / "config.json", hub_config(architecture, text))
+    arrays = {name: np.ascontiguousarray(array) for name, array in hub_weights(architecture, weights).items()}
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner only
+    if model_class(architecture) == "ChainEncoderModel":
+        shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
+    # The long-standing type names and keys: old and new sentence-transformers read them.
+    modules = (("", "Transformer"), ("1_Pooling", "Pooling"))
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(modules)
+        ],
+    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": text.max_positions, "do_lower_case": False})
+    (folder / "1_Pooling").mkdir()
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": architecture.hidden_size, "pooling_mode_mean_tokens": True},
+    )
+
+
+def copy_tokenizer(tokenizer_dir: Path, folder: Path, text: TextSpec) -> None:
+    """Copies a tokenizer's files, without fixed padding and truncation, local paths, or a length the tables lack.
+
+    Raises:
+        InvalidInputError: The tokenizer is missing, broken, or knows more tokens than the word table has rows.
+    """
+    files = [tokenizer_dir / name for name in _TOKENIZER_FILES if (tokenizer_dir / name).is_file()]
+    if not any(file.name in ("tokenizer.json", "vocab.txt") for file in files):
+        raise InvalidInputError(f"{tokenizer_dir} must hold a tokenizer (tokenizer.json or vocab.txt); give its folder")
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = _read_json(folder / "tokenizer.json", tokenizer_dir)
+        _check_vocabulary(_num_tokens(tokenizer), text, tokenizer_dir)
+        if tokenizer.get("padding") or tokenizer.get("truncation"):
+            _write_json(folder / "tokenizer.json", tokenizer | {"padding": None, "truncation": None}, indent=None)
+    else:
+        lines = (folder / "vocab.txt").read_bytes().splitlines()
+        _check_vocabulary(len(lines), text, tokenizer_dir)
+    config_file = folder / "tokenizer_config.json"
+    config = _read_json(config_file, tokenizer_dir) if config_file.is_file() else {}
+    length = config.get("model_max_length")
+    usable = length if isinstance(length, int) and 0 < length < text.max_positions else text.max_positions
+    known = {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
+    known.setdefault(
+        "tokenizer_class", "BertTokenizer" if (folder / "vocab.txt").is_file() else "PreTrainedTokenizerFast"
+    )
+    _write_json(config_file, known | {"model_max_length": usable})
+
+
+def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
+    """Counts the rows that a tokenizer.json's ids need."""
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or ())], default=-1) + 1
+
+
+def _check_vocabulary(num_tokens: int, text: TextSpec, tokenizer_dir: Path) -> None:
+    if not 1 <= num_tokens <= text.vocab_size:
+        raise InvalidInputError(
+            f"a tokenizer may know 1 to {text.vocab_size} tokens (the word table's rows), got {num_tokens} in "
+            f"{tokenizer_dir}; give the tokenizer the encoder was trained with"
+        )
+
+
+def _stock_name(name: str) -> str:
+    """Translates a weight's name: ``blocks.0.sublayers.3.up.bias`` is ``encoder.layer.1.intermediate.dense.bias``."""
+    match name.split("."):
+        case ["embeddings", "norm", end]:
+            return f"embeddings.LayerNorm.{end}"
+        case ["embeddings", "project", end]:
+            return f"embeddings_project.{end}"
+        case ["embeddings", table, end]:
+            return f"embeddings.{_TABLES[table]}.{end}"
+        case [_, _, _, place, "norm", end]:
+            layer, is_feed_forward = divmod(int(place), 2)
+            owner = "output" if is_feed_forward else "attention.output"
+            return f"encoder.layer.{layer}.{owner}.LayerNorm.{end}"
+        case [_, _, _, place, part, end]:
+            return f"encoder.layer.{int(place) // 2}.{_PARTS[part]}.{end}"
+    raise AssertionError(f"no stock name for {name}")
+
+
+def _read_json(path: Path, source: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInputError(f"{source / path.name} must be JSON: {error}; give an intact tokenizer") from error
+    if not isinstance(data, dict):
+        raise InvalidInputError(f"{source / path.name} must hold a JSON object; give an intact tokenizer")
+    return data
+
+
+def _write_json(path: Path, data: object, *, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
