@@ -26,6 +26,7 @@ OPSET = 20  # the first with Gelu
 IR_VERSION = 9  # the oldest that carries this opset
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT_NAME = "last_hidden_state"
+_MAX_WEIGHTS_BYTES = 2**31 - 2**20  # protobuf's limit, less room for the nodes
 _POOL_SIZE = 65_521  # prime, so that tiled weights do not repeat along any axis
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -88,9 +89,14 @@ def build_graph(
         last_hidden_state (B, T, D); B and T are dynamic. A text longer than the position table is an error at run time.
 
     Raises:
-        InvalidInputError: The architecture cannot be exported, or the weights do not fit it.
+        InvalidInputError: The architecture cannot be exported, is too large for one file, or the weights do not fit it.
     """
     shapes = weight_shapes(architecture, text)
+    size_bytes = 4 * sum(map(math.prod, shapes.values()))
+    if size_bytes > _MAX_WEIGHTS_BYTES:
+        raise InvalidInputError(
+            f"an ONNX file holds at most 2 GiB, the weights take {size_bytes:,} bytes; choose smaller sizes"
+        )
     if weights is None:
         weights = _random_weights(shapes, seed)
     _check_weights(weights, shapes)

@@ -1,0 +1,291 @@
+"""The model card: what an exported encoder is, how good, how fast, how faithful, and how to load it.
+
+A fact that is not known is left out; none is made up.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analysis.latency import Latency
+from nas.export.huggingface import MODELING_FILE, ModelClass
+from nas.export.parity import Parity
+from search_spaces.architecture import Architecture, Attention, FeedForward, TextSpec
+from search_spaces.cost import num_macs, num_parameters
+from search_spaces.errors import InvalidInputError
+from search_spaces.files import write_atomic
+
+_SEQ_LEN = 128
+_PURPOSES = {
+    "model.safetensors": "weights for Transformers and sentence-transformers, fp32",
+    "model.onnx": "ONNX, fp32, standard operators",
+    "model.int8.onnx": "ONNX, int8 weights and tables, activations quantised on the fly",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a search knows about a model beyond its files; what is not known stays out of the card.
+
+    Attributes:
+        quality: The figure the search maximised.
+        quality_name: What that figure means, in one phrase a newcomer understands.
+        latencies: By exported file name (``model.onnx``, ``model.int8.onnx``), as measured.
+        device: The device in words, e.g. the processor's name.
+        supernet: Where the weights come from.
+        teacher: What the supernet was distilled from.
+        license: Identifier for the card's header, e.g. ``apache-2.0``.
+        license_notes: Licences of teacher, data and weights in words.
+        command: The command that made this model.
+    """
+
+    quality: float | None = None
+    quality_name: str | None = None
+    latencies: Mapping[str, Latency] = field(default_factory=dict)
+    device: str | None = None
+    supernet: str | None = None
+    teacher: str | None = None
+    license: str | None = None
+    license_notes: str | None = None
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = self.latencies.keys() - _PURPOSES.keys()
+        if unknown:
+            raise InvalidInputError(f"latencies must be named as {sorted(_PURPOSES)}, got {sorted(unknown)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export left on disk.
+
+    Attributes:
+        folder: Holds everything.
+        architecture: The model's shape.
+        text: What it reads.
+        model_class: The Hugging Face class; all but ``ChainEncoderModel`` need no code of ours.
+        sizes_bytes: Size of each model file, by name.
+        parities: Each model file against its source.
+    """
+
+    folder: Path
+    architecture: Architecture
+    text: TextSpec
+    model_class: ModelClass
+    sizes_bytes: Mapping[str, int]
+    parities: tuple[Parity, ...]
+
+    @property
+    def onnx_path(self) -> Path:
+        """The fp32 ONNX file."""
+        return self.folder / "model.onnx"
+
+    @property
+    def int8_path(self) -> Path:
+        """The int8 ONNX file."""
+        return self.folder / "model.int8.onnx"
+
+    @property
+    def card_path(self) -> Path:
+        """The model card."""
+        return self.folder / "README.md"
+
+
+def write_card(folder: Path, report: ExportReport, facts: CardFacts) -> None:
+    """Writes, or rewrites, the model card of an exported folder, e.g. once its files were measured.
+
+    Raises:
+        InvalidInputError: The folder cannot be written.
+    """
+    write_atomic(folder / "README.md", render_card(report, facts))
+
+
+def render_card(report: ExportReport, facts: CardFacts) -> str:
+    """Returns the card's Markdown."""
+    sections = (
+        _header(report, facts),
+        _shape(report),
+        _quality(facts),
+        _latency(facts),
+        _files(report),
+        _usage(report),
+        _origin(facts),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _header(report: ExportReport, facts: CardFacts) -> str:
+    tags = ["sentence-transformers", "feature-extraction", "onnx", "neural-architecture-search"]
+    lines = ["---", "library_name: transformers", "pipeline_tag: feature-extraction"]
+    lines += [f"license: {facts.license}"] if facts.license else []
+    lines += ["tags:", *(f"- {tag}" for tag in tags), "---", "", f"# {report.architecture.key()}", "", ""]
+    return "\n".join(lines) + "A tiny text encoder, found by latency-aware neural architecture search."
+
+
+def _shape(report: ExportReport) -> str:
+    architecture, text = report.architecture, report.text
+    rows = {"Shape": describe(architecture)}
+    if architecture.embedding_size != architecture.blocks[0].hidden_size:
+        rows["Embedding"] = f"factorised, {architecture.embedding_size} wide"
+    rows |= {
+        "Parameters": f"{num_parameters(architecture, text):,}",
+        "Multiply-accumulates": f"{num_macs(architecture, _SEQ_LEN):,} for one text of {_SEQ_LEN} tokens",
+        "Vocabulary": f"{text.vocab_size:,} tokens",
+        "Longest text": f"{text.max_positions:,} tokens",
+        "Transformers class": f"`{report.model_class}`",
+    }
+    return "## Model\n\n" + _table(("", ""), rows.items())
+
+
+def describe(architecture: Architecture) -> str:
+    """Says a shape in words."""
+    if architecture.bert_layer is not None:
+        attention, feed_forward = architecture.bert_layer
+        return (
+            f"{architecture.num_layers} layers, hidden size {architecture.hidden_size}, {attention.num_heads} heads of "
+            f"{attention.head_size}, feed-forward size {feed_forward.intermediate_size}"
+        )
+    blocks = (
+        f"hidden size {block.hidden_size}: " + ", ".join(_name_sublayer(sublayer) for sublayer in block.sublayers)
+        for block in architecture.blocks
+    )
+    return "; ".join(blocks)
+
+
+def _name_sublayer(sublayer: object) -> str:
+    match sublayer:
+        case Attention(num_heads, head_size):
+            return f"attention {num_heads} x {head_size}"
+        case FeedForward(intermediate_size):
+            return f"feed-forward {intermediate_size}"
+    return str(sublayer)
+
+
+def _quality(facts: CardFacts) -> str:
+    if facts.quality is None:
+        return ""
+    meaning = f" ({facts.quality_name})" if facts.quality_name else ""
+    return f"## Quality\n\n**{facts.quality:.4f}**{meaning}"
+
+
+def _latency(facts: CardFacts) -> str:
+    if not facts.latencies:
+        return ""
+    titles = (
+        "File",
+        "Device",
+        "Runtime",
+        "Threads",
+        "Batch",
+        "Tokens",
+        "p50",
+        "p90",
+        "90 % interval of p50",
+        "Verdict",
+    )
+    rows = [_latency_row(name, facts.latencies[name]) for name in _PURPOSES if name in facts.latencies]
+    device = f"\n\nDevice: {facts.device}." if facts.device else ""
+    return "## Latency\n\nOf one forward pass.\n\n" + _table(titles, rows) + device
+
+
+def _latency_row(name: str, latency: Latency) -> tuple[str, ...]:
+    conditions = latency.conditions
+    return (
+        f"`{name}`",
+        conditions.device,
+        f"{conditions.runtime}, {conditions.precision}",
+        str(conditions.threads),
+        str(conditions.batch_size),
+        str(conditions.seq_len),
+        _milliseconds(latency.p50_s),
+        "" if latency.p90_s is None else _milliseconds(latency.p90_s),
+        f"{_milliseconds(latency.low_s)} to {_milliseconds(latency.high_s)}",
+        f"{latency.source}, {latency.verdict}",
+    )
+
+
+def _files(report: ExportReport) -> str:
+    parities = {parity.name: parity for parity in report.parities}
+    rows = [
+        (
+            f"`{name}`",
+            purpose,
+            f"{report.sizes_bytes[name] / 1e6:.1f} MB",
+            f"{parities[name].max_abs_difference:.1e}",
+            f"{parities[name].min_cosine:.5f}",
+        )
+        for name, purpose in _PURPOSES.items()
+    ]
+    titles = ("File", "Holds", "Size", "Largest difference", "Lowest cosine")
+    num_texts = report.parities[0].num_texts
+    return (
+        "## Files and parity\n\n"
+        + _table(titles, rows)
+        + "\n\nDifferences are to the encoder as it was cut from the supernet, over the last hidden states of "
+        f"{num_texts} English texts in one padded batch; cosines are of their mean-pooled embeddings."
+    )
+
+
+def _usage(report: ExportReport) -> str:
+    is_stock = report.model_class != "ChainEncoderModel"
+    trust = "" if is_stock else ", trust_remote_code=True"
+    note = (
+        ""
+        if is_stock
+        else f"The shape has no stock class: the code is in `{MODELING_FILE.name}`, beside the weights.\n\n"
+    )
+    pooler = ""
+    if report.model_class == "BertModel":
+        pooler = (
+            "\n\nThe model was trained for its last hidden state. `pooler_output` is only the tanh of the first "
+            "token's state (an identity pooler); use mean pooling."
+        )
+    return f"""## Use
+
+{note}```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})
+model = AutoModel.from_pretrained("FOLDER"{trust})
+states = model(**tokenizer(["A text."], padding=True, truncation=True, return_tensors="pt")).last_hidden_state
+```
+
+```python
+from sentence_transformers import SentenceTransformer
+
+embeddings = SentenceTransformer("FOLDER"{trust}).encode(["A text.", "Another one."])  # mean pooling
+```
+
+```python
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")  # or model.int8.onnx
+inputs = tokenizer(["A text."], padding=True, truncation=True, return_tensors="np", return_token_type_ids=True)
+states = session.run(["last_hidden_state"], {{name: ids.astype("int64") for name, ids in inputs.items()}})[0]
+```{pooler}"""
+
+
+def _origin(facts: CardFacts) -> str:
+    rows = {
+        "Weights from": facts.supernet,
+        "Teacher": facts.teacher,
+        "Licences": facts.license_notes,
+        "Made by": f"`{facts.command}`" if facts.command else None,
+    }
+    known = [(name, value) for name, value in rows.items() if value]
+    return "## Origin\n\n" + _table(("", ""), known) if known else ""
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = (titles, ("---",) * len(titles), *rows)
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,71 @@
+"""From an encoder to a folder that people load: Hugging Face, sentence-transformers, ONNX, int8, a model card."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from nas.export.card import CardFacts, ExportReport, write_card
+from nas.export.huggingface import model_class, write_folder
+from nas.export.int8 import quantize
+from nas.export.onnx_graph import build_graph
+from nas.export.parity import check_parity
+from search_spaces.errors import InvalidInputError
+from search_spaces.files import atomic_folder
+from supernet.encoder import Encoder
+
+MODEL_FILES = ("model.safetensors", "model.onnx", "model.int8.onnx")
+
+
+def export_model(
+    encoder: Encoder, tokenizer_dir: Path, out_dir: Path, *, facts: CardFacts | None = None
+) -> ExportReport:
+    """Exports an encoder, checks every file against it, and writes the model card; all of it or nothing.
+
+    Args:
+        encoder: The model, in float32.
+        tokenizer_dir: The folder of its Hugging Face tokenizer.
+        out_dir: Where the folder shall be; absent or empty.
+        facts: What else is known for the card; it can be written again with ``write_card``.
+
+    Returns:
+        What is on disk: files, sizes and parities.
+
+    Raises:
+        InvalidInputError: The place is occupied or cannot be written, the tokenizer does not fit, or the weights are
+            not finite float32.
+        ParityError: A file does not compute what the encoder computes.
+    """
+    weights = encoder_weights(encoder)
+    architecture, text = encoder.architecture, encoder.text
+    kind = model_class(architecture)
+    with atomic_folder(out_dir) as folder:
+        write_folder(folder, architecture, text, weights, tokenizer_dir)
+        graph = build_graph(architecture, text, weights)
+        onnx.checker.check_model(graph)
+        onnx.save_model(graph, folder / "model.onnx")
+        quantize(graph, folder / "model.int8.onnx")
+        parities = check_parity(encoder, folder, kind)
+        sizes = {name: (folder / name).stat().st_size for name in MODEL_FILES}
+        report = ExportReport(out_dir, architecture, text, kind, sizes, parities)
+        write_card(folder, report, facts or CardFacts())
+    return report
+
+
+def encoder_weights(encoder: Encoder) -> dict[str, NDArray[np.float32]]:
+    """Returns an encoder's weights as arrays by name.
+
+    Raises:
+        InvalidInputError: A weight is not float32 or not finite.
+    """
+    weights: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in encoder.state_dict().items():
+        if str(tensor.dtype) != "torch.float32":
+            raise InvalidInputError(
+                f"an encoder is exported in float32, got {name} in {tensor.dtype}; call .float() first"
+            )
+        weights[name] = tensor.detach().cpu().numpy()
+        if not np.isfinite(weights[name]).all():
+            raise InvalidInputError(f"every weight must be finite, {name} is not; train or extract the encoder again")
+    return weights
