@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 from nas.config import check_bounds
 from nas.errors import InvalidInputError, unknown_name
 from nas.progress import Fact, Progress, SilentProgress
+from nas.rundir import RunDir, fresh_path
+from search_spaces.presets import load_space
 
 if TYPE_CHECKING:
     from nas.measurement import Measurement
+    from nas.pick import Exported
+    from nas.search.result import SearchResult
     from supernet.train import TrainingStatus
 
 _LOSSES = ("hidden", "pooled", "relation", "mlm")
@@ -70,6 +74,152 @@ def measure(
     )
 
 
+def search(
+    latency_ms: float | None = None,
+    *,
+    device: str = "cpu",
+    supernet: str | Path | None = None,
+    space: str | None = None,
+    sampler: str = "tpe",
+    engine: str = "inprocess",
+    ray_address: str | None = None,
+    evaluations: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    batch_size: int = 1,
+    seq_len: int = 128,
+    task: str | None = None,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    resume: str | Path | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> "SearchResult":
+    """Finds the best encoder within a latency budget, exports it, measures the export, and writes the report.
+
+    Args:
+        latency_ms: The budget; None for the whole Pareto front.
+        device: A key of :func:`devices`.
+        supernet: Folder that :func:`train` made; None for the shipped one.
+        space: A preset's name or a TOML file; None for the supernet's own space.
+        sampler: ``random``, ``evolution``, ``nsga2``, ``tpe`` or ``gp``.
+        engine: ``inprocess`` or ``ray``.
+        ray_address: Cluster for the ray engine; None starts a local one.
+        evaluations: How many architectures to evaluate; None for what about two minutes allow.
+        seed: Of every draw.
+        threads: Threads of the runtime.
+        batch_size: Texts at a time.
+        seq_len: Tokens a text.
+        task: File or hub id with text (or text pair) and label; None judges by agreement with the teacher.
+        out: Run folder; None for ``runs/<time>``.
+        storage: Database URL of the trials; None for SQLite in the run folder.
+        resume: Run folder to continue; everything but ``evaluations`` then comes from there.
+        command: What ``run.json`` keeps as the command that did this; None for this function's name.
+        progress: What is told about it.
+
+    Returns:
+        What was found. Its exit code is 0, 3 where nothing fits, 5 where the measurements do not decide.
+
+    Raises:
+        InvalidInputError: An argument, the supernet, the task, the store or the run folder breaks a law.
+        DeviceNotAvailableError: The device, or the Ray cluster, is not there.
+        InconclusiveMeasurementError: The measuring itself broke down.
+    """
+    check_bounds(
+        latency_ms=latency_ms,
+        evaluations=evaluations,
+        seed=seed,
+        threads=threads,
+        batch_size=batch_size,
+        seq_len=seq_len,
+    )
+    chosen_space = None if space is None else load_space(space)
+    folder = Path(resume or out or fresh_path())
+
+    from nas.search.pipeline import search as run_search
+    from nas.search.result import SearchRequest
+
+    request = SearchRequest(
+        budget_s=None if latency_ms is None else latency_ms / 1e3,
+        device=device,
+        supernet=None if supernet is None else Path(supernet),
+        space=chosen_space,
+        sampler=sampler,
+        engine=engine,
+        ray_address=ray_address,
+        seed=seed,
+        num_evaluations=evaluations,
+        threads=threads,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        task=task,
+        run_dir=folder,
+        storage=storage,
+        resume=None if resume is None else folder,
+    )
+    said = progress or SilentProgress()
+    try:
+        result = run_search(request, said)
+    finally:
+        said.finish()
+    RunDir(result.run).add_command(command or "nas.search(...)")
+    _report(result, said)
+    return result
+
+
+def front(run: str | Path, *, progress: Progress | None = None) -> "SearchResult":
+    """Reads what a search found so far, finished or not, and writes its report and ``front.csv`` anew.
+
+    Args:
+        run: Run folder.
+        progress: What is told about it.
+
+    Raises:
+        InvalidInputError: The run folder or its store is missing, broken, or not of a search.
+    """
+    folder = RunDir.open(Path(run))
+
+    from nas.search.result import load_result
+
+    result = load_result(folder)
+    _report(result, progress or SilentProgress())
+    return result
+
+
+def export(run: str | Path, out: str | Path, *, pick: str = "best", progress: Progress | None = None) -> "Exported":
+    """Exports a model of a search: Hugging Face folder, tokenizer, ONNX in float and int8, model card.
+
+    Args:
+        run: Run folder.
+        out: Folder for the model; must be absent or empty.
+        pick: ``best`` (the chosen one), ``fastest`` or ``smallest`` of the front, or a model's key.
+        progress: What is told about it.
+
+    Raises:
+        InvalidInputError: The run, the pick, the supernet or the place breaks a law.
+        InconclusiveMeasurementError: The measuring itself broke down.
+    """
+    folder = RunDir.open(Path(run)).path
+
+    from nas.pick import export_pick
+
+    said = progress or SilentProgress()
+    try:
+        return export_pick(folder, Path(out), pick=pick, progress=said)
+    finally:
+        said.finish()
+
+
+def _report(result: "SearchResult", progress: Progress) -> None:
+    from nas.reporting import write_run_report
+
+    progress.start("writing the report")
+    files = write_run_report(result)
+    progress.finish(str(files.html))
+    if files.picture_note:
+        progress.note(files.picture_note)
+
+
 def train(
     out: str | Path,
     *,
@@ -125,8 +275,6 @@ def train(
     if not corpora:
         raise InvalidInputError("training needs at least one corpus")
     weights = _loss_weights(losses, has_teacher=teacher is not None)
-    from search_spaces.presets import load_space
-
     chosen_space = load_space(space)
 
     from supernet.distil import LossWeights

@@ -12,7 +12,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -130,14 +130,14 @@ class RunDir:
         """
         self._write({**self.read(), **facts})
 
-    def add_command(self, argv: Sequence[str]) -> None:
-        """Appends a command to the run's ``commands``: what was done to it, in order.
+    def add_command(self, command: str) -> None:
+        """Appends to the run's ``commands``: what was done to it, in order.
 
         Raises:
             InvalidInputError: The file is broken or cannot be written.
         """
         commands = self.read().get("commands", [])
-        self.update(commands=[*(commands if isinstance(commands, list) else []), list(argv)])
+        self.update(commands=[*(commands if isinstance(commands, list) else []), command])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

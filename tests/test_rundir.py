@@ -73,11 +73,11 @@ def test_what_is_no_run_folder_is_said(tmp_path):
 def test_update_and_commands_keep_the_rest(tmp_path):
     run = RunDir.create(tmp_path / "run", facts={"seed": 1})
     run.update(fingerprint="x")
-    run.add_command(["nas", "search"])
-    run.add_command(["nas", "front"])
+    run.add_command("nas search")
+    run.add_command("nas front")
     facts = run.read()
     assert (facts["seed"], facts["fingerprint"]) == (1, "x")
-    assert facts["commands"] == [["nas", "search"], ["nas", "front"]]
+    assert facts["commands"] == ["nas search", "nas front"]
 
 
 def test_a_number_that_json_lacks_is_never_written(tmp_path):

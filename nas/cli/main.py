@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import typer
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _name, _function in {
+_VERBS: dict[str, Callable[..., None]] = {
     "search": search.search,
     "front": front.front,
     "export": export.export,
@@ -31,7 +31,8 @@ for _name, _function in {
     "devices": devices.devices,
     "train": train.train,
     "version": version.version,
-}.items():
+}
+for _name, _function in _VERBS.items():
     app.command(_name, epilog=EXIT_CODES)(_function)
 
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         with _sigterm_as_interrupt():
-            app(args=None if argv is None else list(argv), prog_name="nas")
+            words = sys.argv[1:] if argv is None else list(argv)
+            app(args=words, prog_name="nas", obj=tuple(words))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:  # before a verb began or after it ended

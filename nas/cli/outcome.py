@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec
@@ -37,6 +38,11 @@ def verb(function: Callable[Parameters, int | None]) -> Callable[Parameters, Non
 def print_json(data: dict[str, Any]) -> None:
     """Prints the one object that ``--json`` promises; a number that JSON lacks is an error of ours."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def command_line(context: typer.Context) -> str:
+    """The whole command as it can be typed again."""
+    return shlex.join(["nas", *(context.obj or ())])
 
 
 def say(message: str) -> None:

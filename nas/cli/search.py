@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.outcome import Interrupted, print_json, verb
+from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
+
+_BESIDE_RESUME = {"resume", "evaluations", "as_json", "quiet"}
 
 
 @verb
 def search(
+    context: typer.Context,
     latency_ms: Annotated[
         float | None, typer.Option(help="Budget in milliseconds. Without one the whole Pareto front is sought.")
     ] = None,
@@ -23,7 +26,9 @@ def search(
     sampler: Annotated[str, typer.Option(help="random, evolution, nsga2, tpe or gp.")] = "tpe",
     engine: Annotated[str, typer.Option(help="inprocess or ray.")] = "inprocess",
     ray_address: Annotated[str | None, typer.Option(help="Cluster for --engine ray; a local one by default.")] = None,
-    evaluations: Annotated[int, typer.Option(help="How many architectures to evaluate.")] = 120,
+    evaluations: Annotated[
+        int | None, typer.Option(help="How many architectures to evaluate; by default what about two minutes allow.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 1,
@@ -33,7 +38,7 @@ def search(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<time> by default.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL of the trials; SQLite in the run folder.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to continue; only --evaluations can change.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> int:
@@ -45,6 +50,8 @@ def search(
     from nas.progress import choose_progress
     from nas.rundir import fresh_path
 
+    if resume is not None:
+        _refuse_beside_resume(context)
     folder = resume or out or fresh_path()
     try:
         result = api.search(
@@ -64,17 +71,35 @@ def search(
             out=None if resume else folder,
             storage=storage,
             resume=resume,
+            command=command_line(context),
             progress=choose_progress(quiet=quiet),
         )
     except KeyboardInterrupt as interruption:
         raise Interrupted(_how_to_resume(folder)) from interruption
+    from nas.cli.tables import print_result, verdict
+
     if as_json:
         print_json(result.to_dict())
-        return result.exit_code
-    from nas.cli.tables import print_result
-
-    print_result(result)
+        for sentence in verdict(result):
+            say(sentence)
+    else:
+        print_result(result)
     return result.exit_code
+
+
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """A resumed search takes what it searches for from its run folder; asking for something else would be ignored."""
+    from nas.errors import InvalidInputError
+
+    given = {name for name in context.params if _is_given(context, name)} - _BESIDE_RESUME
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise InvalidInputError(f"--resume takes everything but --evaluations from the run folder; leave out {options}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _how_to_resume(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """The tables a person reads. Imported only by verbs that print one."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -8,10 +8,10 @@ from rich.table import Table
 from analysis.latency import Latency
 from analysis.table import shape
 from analysis.trial import Trial
+from nas.cli.outcome import say
 from nas.measurement import Measurement
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from nas.reporting import next_commands
+from nas.search.result import FoundModel, SearchResult
 
 _WIDTH_WITHOUT_TERMINAL = 150
 _JUDGEMENTS = {
@@ -21,13 +21,44 @@ _JUDGEMENTS = {
 }
 
 
-def print_front(front: "Sequence[Trial]", *, quality_name: str, chosen: str | None = None) -> None:
+def print_result(result: SearchResult) -> None:
+    """The front on stdout; on stderr the verdict and the next command."""
+    if result.front:
+        print_front([model.trial for model in result.front], result)
+    if result.chosen is not None:
+        print_chosen(result.chosen, result.budget_s)
+    for sentence in verdict(result):
+        say(sentence)
+    for command in next_commands(result):
+        say(f"Next: {command}")
+
+
+def verdict(result: SearchResult) -> list[str]:
+    """What did not go as hoped, in sentences."""
+    if not result.is_finished:
+        return ["The search is not finished."]
+    if result.exit_code == 0 or result.budget_s is None:
+        return []
+    budget = f"{result.budget_s * 1e3:g} ms"
+    said = f"nas: no model meets {budget}" if result.exit_code == 3 else f"nas: too noisy to decide {budget}"
+    if result.closest is None:
+        return [said]
+    latency = result.closest.trial.latency
+    over = latency.p50_s / result.budget_s - 1
+    how_far = f", {over:.1%} over" if over > 0 else ""
+    return [
+        f"{said}; the closest, {result.closest.key}, takes {latency.p50_s * 1e3:.2f} ms "
+        f"({interval(latency)}, {latency.source}, {latency.verdict}){how_far}"
+    ]
+
+
+def print_front(front: Sequence[Trial], result: SearchResult) -> None:
     """The Pareto front, fastest first; the chosen model is marked by a star."""
+    chosen = None if result.chosen is None else result.chosen.key
     table = Table(title="Pareto front", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("", quality_name, "latency ms", "90 % interval", "from", "parameters", "MACs"):
+    for name in ("", "quality", "latency ms", "90 % interval", "from", "parameters", "MACs"):
         table.add_column(name, justify="left" if name in ("", "from") else "right", no_wrap=True)
-    table.add_column("key", no_wrap=True)
-    table.add_column("shape")
+    table.add_column("model")
     for trial in front:
         latency = trial.latency
         table.add_row(
@@ -39,9 +70,24 @@ def print_front(front: "Sequence[Trial]", *, quality_name: str, chosen: str | No
             _count(trial.num_parameters),
             _count(trial.num_macs),
             trial.key,
-            shape(trial.architecture),
         )
     console().print(table)
+    console().print(f"quality: {result.quality_name}", markup=False)
+
+
+def print_chosen(model: FoundModel, budget_s: float | None) -> None:
+    """The chosen model and why it was chosen."""
+    trial, latency = model.trial, model.trial.latency
+    meets = "" if budget_s is None else f": within {budget_s * 1e3:g} ms with 95 % confidence"
+    lines = [
+        "",
+        f"Chosen: {trial.key} ({shape(trial.architecture)})",
+        f"  quality {trial.quality:.4f}, {trial.num_parameters:,} parameters, {trial.num_macs:,} MACs",
+        f"  {latency.p50_s * 1e3:.2f} ms {latency.source} on {latency.conditions.device} "
+        f"({interval(latency)} ms, {latency.verdict}){meets}",
+        f"  exported to {model.model_dir}",
+    ]
+    console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def print_measurement(measurement: Measurement) -> None:
