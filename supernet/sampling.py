@@ -25,11 +25,11 @@ def subnets_of_step(
         largest_every: The largest is trained in one step out of so many.
 
     Returns:
-        The largest first where it is trained at all.
+        The largest first where it is trained at all; none twice.
     """
     rng = random.Random(f"subnets-{seed}-{step}")
     drawn = [space.sample(rng) for _ in range(num_random)]
     if strategy == "uniform":
-        return drawn
+        return list(dict.fromkeys(drawn))
     ends = [space.largest()] if step % largest_every == 0 else []
-    return [*ends, *drawn, space.smallest()]
+    return list(dict.fromkeys([*ends, *drawn, space.smallest()]))

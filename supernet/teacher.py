@@ -112,7 +112,7 @@ def load_teacher(name_or_path: str) -> Teacher:
     loader = transformers.AutoModelForMaskedLM if has_mlm else transformers.AutoModel
     try:
         model = loader.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise InvalidInputError(
             f"the weights of teacher {name_or_path!r} cannot be read: {_first_line(error)}"
         ) from error

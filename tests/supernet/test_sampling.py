@@ -10,8 +10,14 @@ def test_the_sandwich_holds_both_ends_largest_first():
     subnets = subnets_of_step(SPACE, "sandwich", num_random=2, seed=0, step=0)
     assert subnets[0] == SPACE.largest()
     assert subnets[-1] == SPACE.smallest()
-    assert len(subnets) == 4
+    assert len(subnets) == len(set(subnets)) == 4
     assert all(subnet in SPACE for subnet in subnets)
+
+
+def test_no_subnet_is_trained_twice_in_a_step():
+    for step in range(20):
+        subnets = subnets_of_step(SPACE, "sandwich", num_random=8, seed=0, step=step)
+        assert len(subnets) == len(set(subnets))
 
 
 def test_the_largest_can_be_trained_now_and_then():

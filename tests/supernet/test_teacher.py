@@ -117,7 +117,7 @@ def test_a_teacher_that_is_not_there_is_named():
 
 def test_a_decoder_is_refused(tmp_path):
     transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=20).save_pretrained(tmp_path)
-    with pytest.raises(InvalidInputError, match="must be a BERT-like encoder.*gpt2"):
+    with pytest.raises(InvalidInputError, match=r"must be a BERT-like encoder.*gpt2"):
         load_teacher(str(tmp_path))
 
 

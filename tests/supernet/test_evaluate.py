@@ -1,0 +1,59 @@
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from supernet_cases import SPACES, random_supernet
+
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InvalidInputError
+from supernet.checkpoint import Reference, load_supernet, save_supernet
+from supernet.evaluate import TeacherAgreement, alignment, teacher_agreement
+from supernet.losses import pool
+
+SPACE = SPACES["uniform"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A supernet whose teacher is its own largest subnet."""
+    supernet = random_supernet(SPACE)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 600, (40, 12), generator=generator)
+    mask = (torch.arange(12)[None, :] < torch.randint(3, 13, (40, 1), generator=generator)).long()
+    with torch.no_grad():
+        pooled = pool(supernet(SPACE.largest(), ids, mask).hidden[-1], mask)
+    save_supernet(tmp_path / "s", supernet, reference=Reference(ids, mask, pooled), training={})
+    return tmp_path / "s"
+
+
+def test_the_teacher_agrees_with_itself(folder):
+    assert teacher_agreement(folder)(SPACE.largest()) == pytest.approx(1, abs=1e-3)
+
+
+def test_other_subnets_agree_less_and_the_same_every_time(folder):
+    quality = teacher_agreement(folder)
+    first = quality(SPACE.smallest())
+    assert 0 <= first < 0.99
+    assert quality(SPACE.smallest()) == first
+    assert pickle.loads(pickle.dumps(partial(teacher_agreement, folder)))()(SPACE.smallest()) == first
+
+
+def test_alignment_ignores_rotation_scale_and_shift_and_sees_noise():
+    torch.manual_seed(0)
+    states = torch.randn(50, 8)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert alignment(states, 3 * states @ rotation + 5) == pytest.approx(1)
+    assert alignment(states, states + torch.randn(50, 8)) < 0.9
+    assert alignment(states, torch.randn(50, 8)) < 0.4
+
+
+def test_a_supernet_without_a_teacher_says_so(tmp_path):
+    save_supernet(tmp_path, random_supernet(SPACE), reference=None, training={})
+    with pytest.raises(InvalidInputError, match="--task"):
+        TeacherAgreement(load_supernet(tmp_path))
+
+
+def test_a_stranger_is_refused(folder):
+    with pytest.raises(InvalidInputError, match="not in the supernet's space"):
+        teacher_agreement(folder)(Architecture.bert(2, 48, 64, 3))
