@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -56,7 +57,7 @@ def test_training_leaves_a_whole_supernet(trained):
 def test_training_lowers_the_held_out_loss_of_small_subnets(tmp_path, teacher_dir, corpus):
     seen = []
     config = replace(CONFIG, steps=60, evaluate_every=60)
-    _train(tmp_path / "s", teacher_dir, corpus, config, on_status=lambda status: seen.append(status))
+    _train(tmp_path / "s", teacher_dir, corpus, config, on_status=seen.append)
     assert seen[0].held_out["largest"] == pytest.approx(0, abs=1e-5)
     assert seen[-1].held_out["smallest"] < 0.9 * seen[0].held_out["smallest"]
     assert seen[-1].fraction == 1
@@ -188,4 +189,4 @@ def test_the_learning_rate_rises_then_falls():
     assert max(values) == pytest.approx(1)
     assert values.index(max(values)) == 10
     assert values[-1] == pytest.approx(0.02)
-    assert all(a > b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(values[10:]))
