@@ -11,7 +11,6 @@ put into its slot. The driver holds the conversation with the sampler and alone 
 Taking does not empty a slot. When a worker dies Tune starts it again, and it finds its unfinished task where it was.
 """
 
-import asyncio
 import contextlib
 import importlib.util
 import logging
@@ -26,14 +25,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from analysis.trial import MAX_REASON
 from nas.errors import DeviceNotAvailableError, InvalidInputError, NasError
 from nas.search.ask_tell import AskTell, Ending, OnEvent, ShouldStop, Suggestion
-from nas.search.objective import EvaluatorFactory, Failure, SearchProblem, evaluate
+from nas.search.objective import EvaluatorFactory, Failure, SearchProblem
 from nas.search.store import TrialStore
-from search_spaces.architecture import Architecture
+from nas.search.tune_worker import Slots, Task, Worker
 
 MAX_DEATHS = 2
+MAX_STILLBORN = 3
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 128 * 2**20
 _TUNE_SETTINGS = {
@@ -99,7 +98,7 @@ def run_on_ray(
 
 def _tune(make_evaluator: EvaluatorFactory, driver: "_Driver", workers: int, threads: int, folder: Path) -> None:
     trainable = tune.with_resources(
-        tune.with_parameters(_Worker, make_evaluator=make_evaluator, slots=driver.slots), {"cpu": threads}
+        tune.with_parameters(Worker, make_evaluator=make_evaluator, slots=driver.slots), {"cpu": threads}
     )
     tuner = tune.Tuner(
         trainable,
@@ -108,6 +107,7 @@ def _tune(make_evaluator: EvaluatorFactory, driver: "_Driver", workers: int, thr
             name="search",
             storage_path=str(folder),
             callbacks=[driver],
+            stop=_StopOnError(driver),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=-1),  # the driver counts deaths, an evaluation at a time
         ),
@@ -118,63 +118,6 @@ def _tune(make_evaluator: EvaluatorFactory, driver: "_Driver", workers: int, thr
         driver.close()
     if driver.error is not None:
         raise driver.error
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a worker is asked: to evaluate an architecture, or to stop where that is None."""
-
-    serial: int
-    architecture: str | None
-
-
-class _Slots:
-    """An actor that holds the newest task of each worker."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, _Task] = {}
-        self._changed = asyncio.Condition()
-
-    async def put(self, worker: str, task: _Task) -> None:
-        async with self._changed:
-            self._tasks[worker] = task
-            self._changed.notify_all()
-
-    async def take(self, worker: str, after: int) -> _Task:
-        """The worker's task, as soon as there is one with a serial number above the one it did last."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: worker in self._tasks and self._tasks[worker].serial > after)
-            return self._tasks[worker]
-
-
-class _Worker(tune.Trainable):  # type: ignore[misc]  # ray has no types
-    """Builds an evaluator once and evaluates one architecture a step."""
-
-    def setup(self, config: dict[str, Any], make_evaluator: EvaluatorFactory, slots: Any) -> None:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        self._slots, self._last, self._broken = slots, -1, ""
-        try:
-            self._evaluator = make_evaluator()
-        except Exception as error:
-            self._broken = f"{type(error).__name__}: {error}"[:MAX_REASON]
-
-    def step(self) -> dict[str, Any]:
-        if self._broken:
-            return {"broken": self._broken, "done": True}
-        task: _Task = ray.get(self._slots.take.remote(self.trial_id, self._last))
-        self._last = task.serial
-        if task.architecture is None:
-            return {"serial": task.serial, "done": True}
-        outcome = evaluate(self._evaluator, Architecture.from_json(task.architecture))
-        if isinstance(outcome, Failure):
-            return {"serial": task.serial, "stage": outcome.stage, "reason": outcome.reason}
-        return {"serial": task.serial, "quality": outcome}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a worker that is started again needs only its slot."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, as there is nothing saved."""
 
 
 @dataclass
@@ -194,11 +137,11 @@ class _Driver(tune.Callback):  # type: ignore[misc]  # ray has no types
     """
 
     def __init__(self, conversation: AskTell, should_stop: ShouldStop) -> None:
-        self.slots = ray.remote(num_cpus=0)(_Slots).remote()
+        self.slots = ray.remote(num_cpus=0)(Slots).remote()
         self.error: BaseException | None = None
         self._conversation, self._should_stop = conversation, should_stop
         self._assignments: dict[str, _Assignment] = {}
-        self._serial = 0
+        self._serial, self._num_stillborn = 0, 0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker started, for the first time or after it died; then its task waits for it already."""
@@ -223,7 +166,12 @@ class _Driver(tune.Callback):  # type: ignore[misc]  # ray has no types
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker died and is started again."""
         assignment = self._assignments.get(trial.trial_id)
-        if assignment is None or assignment.suggestion is None:
+        if assignment is None:
+            self._num_stillborn += 1
+            if self._num_stillborn >= MAX_STILLBORN:
+                self._fail(NasError(f"{MAX_STILLBORN} workers died while they built their evaluator; is memory short?"))
+            return
+        if assignment.suggestion is None:
             return
         assignment.deaths += 1
         if assignment.deaths >= MAX_DEATHS:
@@ -258,7 +206,7 @@ class _Driver(tune.Callback):  # type: ignore[misc]  # ray has no types
         self._serial += 1
         self._assignments[worker] = _Assignment(self._serial, suggestion)
         architecture = None if suggestion is None else suggestion.architecture.to_json()
-        self.slots.put.remote(worker, _Task(self._serial, architecture))
+        self.slots.put.remote(worker, Task(self._serial, architecture))
 
     def _fail(self, error: BaseException) -> None:
         """Keeps the first error and sends every worker home."""
@@ -267,12 +215,26 @@ class _Driver(tune.Callback):  # type: ignore[misc]  # ray has no types
             self._assign(worker)
 
 
+class _StopOnError(tune.Stopper):  # type: ignore[misc]  # ray has no types
+    """Ends all workers once the driver holds an error, also those that never came to take a task."""
+
+    def __init__(self, driver: _Driver) -> None:
+        self._driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._driver.error is not None
+
+
 def _num_workers(asked: int | None, threads: int) -> int:
     num_cores = int(ray.cluster_resources().get("CPU", 0))
     possible = num_cores // threads
     if possible < 1 or (asked is not None and not 1 <= asked <= possible):
         raise DeviceNotAvailableError(
-            f"the Ray cluster has {num_cores} cores, too few for {asked or 1} workers of {threads} threads; ask for fewer"
+            f"the Ray cluster has {num_cores} cores, too few for {asked or 1} workers of {threads} threads; "
+            "ask for fewer"
         )
     return possible if asked is None else asked
 
