@@ -90,11 +90,13 @@ def write_report(folder: Path, trials: Sequence[Trial], facts: ReportFacts, *, p
     """
     table = trials_table(trials, predictions=facts.predictions, front_keys=facts.front_keys)
     figures = _figures(table, trials, facts)
-    drawn, note = _write_pictures(folder, figures) if pictures else ((), "pictures were not asked for")
     front = front_of(table)
     with atomic_path(folder / "front.csv") as temporary:
         front.drop(columns="on_front").to_csv(temporary, index=False)
-    write_atomic(folder / "report.html", _page(front, figures, facts, note))
+    write_atomic(folder / "report.html", _page(front, figures, facts, ""))  # before a browser may keep us waiting
+    drawn, note = _write_pictures(folder, figures) if pictures else ((), "no PNG pictures: they were not asked for")
+    if note:
+        write_atomic(folder / "report.html", _page(front, figures, facts, note))
     return ReportFiles(folder / "report.html", folder / "front.csv", drawn, note)
 
 

@@ -60,7 +60,7 @@ class LineProgress:
         self._phase: str | None = None
         self._total: int | None = None
         self._started_s = self._said_s = 0.0
-        self._done = self._first_done = 0
+        self._done, self._first_done = 0, -1
         self._facts: dict[str, Fact] = {}
 
     def start(self, phase: str, total: int | None = None) -> None:
@@ -90,8 +90,9 @@ class LineProgress:
             return
         phase, self._phase = self._phase, None
         ending: dict[str, Fact] = {"message": message} if message else {}
+        done: dict[str, Fact] = {} if self._first_done < 0 else {"done": self._done}
         took_s = round(self._clock() - self._started_s, 1)
-        self._say(phase=phase, done=self._done, took_s=took_s, **self._facts, **ending)
+        self._say(phase=phase, **done, took_s=took_s, **self._facts, **ending)
 
     def note(self, message: str) -> None:
         """Says one sentence."""

@@ -43,6 +43,14 @@ def test_the_time_left_of_a_resumed_phase_counts_only_what_was_done_now():
     assert "left_s=10" in lines_of(stream)[-1]
 
 
+def test_a_phase_without_steps_counts_none():
+    stream = io.StringIO()
+    progress = LineProgress(stream, clock=FakeClock())
+    progress.start("export")
+    progress.finish("whole")
+    assert lines_of(stream) == ["phase=export", "phase=export took_s=0 message=whole"]
+
+
 def test_values_with_blanks_are_quoted_so_that_a_line_can_be_split():
     stream = io.StringIO()
     LineProgress(stream).note('a "b" = c')

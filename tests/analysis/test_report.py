@@ -59,7 +59,7 @@ def test_the_page_says_what_was_chosen_and_why(page, trials):
     assert f"{trials[3].key} meets the budget: its 95 % upper bound is {high_ms:.2f} ms, the budget 10 ms." in text
     assert "16 in 16 rounds, interleaved with an anchor model" in text
     assert "nas search --latency-ms 10 --device cpu" in text
-    assert "pictures were not asked for" in text
+    assert "they were not asked for" in text
     for trial in trials:
         assert (trial.key in text) == (trial.number != 2)
 
