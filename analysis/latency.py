@@ -24,9 +24,10 @@ MAX_SAMPLES = 1_000_000
 MAX_SECONDS = 86_400.0
 NUM_RESAMPLES = 1000
 
-#: Verdict thresholds: half the 90 % interval, relative to the median, and the signs of a machine under pressure.
-OK_HALF_WIDTH = 0.04
-NOISY_HALF_WIDTH = 0.20
+#: Verdict thresholds: half the 90 % interval relative to the median, of all and of the ratio alone, and the signs of a
+#: machine under pressure. A machine whose level moves makes a latency noisy, never inconclusive: the interval says it.
+OK_HALF_WIDTH = 0.05
+USABLE_HALF_WIDTH = 0.20
 MIN_ROUNDS = 4
 MAX_STEAL_SHARE = 0.02
 MAX_WAITING_SHARE = 0.05
@@ -107,8 +108,8 @@ class Latency:
     Attributes:
         conditions: What the number holds for.
         source: Whether the model was timed, or its latency predicted from its shape.
-        verdict: ``ok``; ``noisy`` (usable, but the interval is wide or the machine was under pressure); or
-            ``inconclusive`` (too few or too scattered samples to say anything).
+        verdict: ``ok``; ``noisy`` (the interval is wide or the machine was under pressure; the bounds hold all the
+            same); or ``inconclusive`` (too few or too scattered samples to say anything).
         p50_s: The median.
         p90_s: The 90th percentile; None where predicted.
         low_s: Lower end of the 90 % interval of the median.
@@ -231,8 +232,13 @@ def measured(
     levels = np.median(anchor, axis=1)  # one a round
     ratios = np.median(candidate, axis=1) / levels
     ratio = float(np.median(ratios))
-    below, above = widened(_bootstrap_interval(ratios, seed), ratio, level_interval)
-    verdict = _verdict(max(below, above), len(ratios), pressure)
+    interval = _bootstrap_interval(ratios, seed)
+    below, above = widened(interval, ratio, level_interval)
+    if len(ratios) < MIN_ROUNDS or max(widened(interval, ratio, (1.0, 1.0))) > USABLE_HALF_WIDTH:
+        verdict: Verdict = "inconclusive"
+    else:
+        is_calm = max(below, above) <= OK_HALF_WIDTH and (pressure is None or not pressure.is_high)
+        verdict = "ok" if is_calm else "noisy"
     held_up = 0.0 if pressure is None else min(0.9, pressure.steal_share + pressure.waiting_share)
     p50_s = ratio * anchor_reference_s
     p90_s = float(np.quantile(candidate / levels[:, None], 0.9)) * anchor_reference_s
@@ -298,14 +304,6 @@ def _bootstrap_interval(values: Floats, seed: int) -> tuple[float, float]:
     low, high = np.quantile(np.median(values[draws], axis=1), (0.05, 0.95))
     median = np.median(values)
     return float(min(low, median)), float(max(high, median))
-
-
-def _verdict(half_width: float, num_rounds: int, pressure: Pressure | None) -> Verdict:
-    if num_rounds < MIN_ROUNDS or half_width > NOISY_HALF_WIDTH:
-        return "inconclusive"
-    if half_width > OK_HALF_WIDTH or (pressure is not None and pressure.is_high):
-        return "noisy"
-    return "ok"
 
 
 def _check_time(value: object) -> float:

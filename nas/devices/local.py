@@ -12,15 +12,19 @@ import numpy as np
 from analysis.latency import MAX_SECONDS, Conditions, Latency, Pressure, measured
 from nas.devices.clock import Event, run_job
 from nas.devices.fingerprint import Fingerprint, available_cpus
-from nas.devices.target import ANCHOR, OnResult, timing_text
+from nas.devices.target import ANCHOR, Level, OnResult, timing_text
 from nas.errors import InconclusiveMeasurementError, InvalidInputError
 from search_spaces.architecture import TextSpec
 
 PRECISIONS = ("fp32", "int8")
 ANSWER_TIMEOUT_S = 600.0
-GROUP_S = 0.5  # about as long as a look at the machine's level takes
+GROUP_S = 0.5
+#: How long what was seen of the machine's level counts, and how much of it is kept. Where a neighbour shares the core,
+#: the level jumps by a third and stays for seconds to minutes: a few calm seconds say nothing about the next ones.
+RECALL_S = 1800.0
+MAX_LEVELS = 600
 #: What no session shows by itself: another process lays its memory out anew. Seen between calm runs, see benchmarks.
-LAYOUT_SPREAD = 0.015
+LAYOUT_SPREAD = 0.03
 
 RunJob = Callable[[Mapping[str, Any]], Iterable[Event]]
 
@@ -48,6 +52,7 @@ class LocalCpu:
         seq_len: Tokens a text.
         precision: What the models to be timed hold, ``fp32`` or ``int8``; a label, the models come as they are.
         run: Runs one job of ``runner.py``; a fresh process by default.
+        now: Seconds since 1970.
 
     Raises:
         InvalidInputError: A number is out of bounds, or there are fewer cores than threads.
@@ -61,6 +66,7 @@ class LocalCpu:
         seq_len: int = 128,
         precision: str = "fp32",
         run: RunJob | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         fingerprint = Fingerprint.of_this_machine()
         if precision not in PRECISIONS:
@@ -79,8 +85,10 @@ class LocalCpu:
                 f"threads must be at most the {fingerprint.num_cores} cores this process may use, got {threads}"
             )
         self.fingerprint = fingerprint
+        self._now = now
         self._run = run or (lambda job: run_job(job, answer_timeout_s=ANSWER_TIMEOUT_S))
-        self._levels_s: list[float] = []
+        self._levels: list[Level] = []
+        self._recalled: tuple[Level, ...] = ()
 
     @property
     def conditions(self) -> Conditions:
@@ -99,15 +107,29 @@ class LocalCpu:
         Raises:
             InvalidInputError: Nothing was measured yet.
         """
-        if not self._levels_s:
+        if not self._levels:
             raise InvalidInputError("the anchor's level is known only after something was measured")
-        return float(np.median(self._levels_s))
+        return float(np.median([level.time_s for level in self._levels]))
 
     @property
     def level_interval(self) -> tuple[float, float]:
-        """Between which multiples of the reference the anchor's level moved, 90 % of the time."""
-        low, high = np.quantile(self._levels_s, (0.05, 0.95)) / self.anchor_reference_s
+        """Between which multiples of the reference the anchor's level moved, 90 % of the time, lately included."""
+        reference_s = self.anchor_reference_s
+        seen = [[level.time_s for level in levels] for levels in (self._levels, self.levels)]
+        low = min(np.quantile(times, 0.05) for times in seen) / reference_s
+        high = max(np.quantile(times, 0.95) for times in seen) / reference_s
         return min(float(low), 1 - LAYOUT_SPREAD), max(float(high), 1 + LAYOUT_SPREAD)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The anchor's levels of this session, behind those that were recalled."""
+        return (*self._recalled, *self._levels)[-MAX_LEVELS:]
+
+    def recall(self, levels: Iterable[Level]) -> None:
+        """Lets levels of an earlier process widen the level's interval, where they are recent enough."""
+        now_s = self._now()
+        recent = {level for level in levels if now_s - RECALL_S <= level.at_s <= now_s}
+        self._recalled = tuple(sorted(recent, key=lambda level: level.at_s))
 
     def measure(
         self,
@@ -189,7 +211,9 @@ class LocalCpu:
         rounds = np.asarray(sitting.anchor_samples_s).reshape(sitting.num_rounds, -1)
         took_s = sum(sitting.samples_s) + sum(sitting.anchor_samples_s)
         groups = np.array_split(rounds, min(max(1, round(took_s / GROUP_S)), sitting.num_rounds))
-        self._levels_s += [float(np.median(group)) for group in groups]
+        at_s = self._now()
+        self._levels += [Level(at_s - GROUP_S * ago, float(np.median(group))) for ago, group in enumerate(groups[::-1])]
+        del self._levels[:-MAX_LEVELS]
         return str(name)
 
     def _latency(self, sittings: Sequence[_Sitting]) -> Latency:

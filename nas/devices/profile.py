@@ -19,7 +19,7 @@ import numpy as np
 
 from analysis.latency import Conditions, Latency
 from nas.devices.predictor import LatencyPredictor, Sample
-from nas.devices.target import Target, timing_text
+from nas.devices.target import Level, Target, timing_text
 from nas.errors import InconclusiveMeasurementError, InvalidInputError
 from nas.progress import Progress, SilentProgress
 from search_spaces.architecture import Architecture, TextSpec
@@ -49,6 +49,7 @@ class Profile:
         anchor_reference_s: The anchor's level when they were measured.
         level_interval: Between which multiples of it the level moved.
         measured_at: When the last sample was taken, as ISO 8601 in UTC.
+        levels: What was seen of the machine's level lately.
     """
 
     conditions: Conditions
@@ -57,6 +58,7 @@ class Profile:
     anchor_reference_s: float
     level_interval: tuple[float, float]
     measured_at: str
+    levels: tuple[Level, ...] = ()
 
     def predictor(self) -> LatencyPredictor:
         """Fits the predictor of these samples."""
@@ -64,8 +66,14 @@ class Profile:
 
     def to_json(self) -> str:
         """The file's content: the predictor's own form, with the space and the time beside it."""
-        data = {"space": self.space, "measured_at": self.measured_at, "predictor": self.predictor().to_dict()}
-        return json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=1)
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "space": self.space,
+            "measured_at": self.measured_at,
+            "predictor": self.predictor().to_dict(),
+            "levels": [[level.at_s, level.time_s] for level in self.levels],
+        }
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Profile":
@@ -78,14 +86,18 @@ class Profile:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"a profile must be JSON: {error}") from error
-        if not isinstance(data, dict) or set(data) != {"schema_version", "space", "measured_at", "predictor"}:
-            raise InvalidInputError("a profile must hold exactly schema_version, space, measured_at and predictor")
+        names = {"schema_version", "space", "measured_at", "predictor", "levels"}
+        if not isinstance(data, dict) or set(data) != names:
+            raise InvalidInputError(f"a profile must hold exactly {', '.join(sorted(names))}")
         if data["schema_version"] != SCHEMA_VERSION:
             raise InvalidInputError(f"a profile's schema must be {SCHEMA_VERSION}, got {data['schema_version']!r}")
         try:
             measured_at = datetime.fromisoformat(data["measured_at"]).isoformat()
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"a profile's measured_at must be a date and time: {error}") from error
+        pairs = data["levels"]
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise InvalidInputError("a profile's levels must be a list of pairs")
         predictor = LatencyPredictor.from_dict(data["predictor"])
         return cls(
             conditions=predictor.conditions,
@@ -94,6 +106,7 @@ class Profile:
             anchor_reference_s=predictor.anchor_reference_s,
             level_interval=predictor.level_interval,
             measured_at=measured_at,
+            levels=tuple(Level(*pair) for pair in pairs),
         )
 
 
@@ -189,6 +202,7 @@ class _Profiling:
         if profile is not None:
             checked = self._check(profile)
             if checked is not None and len(checked.samples) >= wanted:
+                write_atomic(path, checked.to_json())
                 return checked.predictor()
             profile = checked
         samples = list(profile.samples) if profile else []
@@ -233,19 +247,20 @@ class _Profiling:
                 "the anchor model. It is measured anew."
             )
             return None
-        reference_s = self.target.anchor_reference_s
-        change = reference_s / profile.anchor_reference_s - 1
         self.progress.finish(f"measured {profile.measured_at}, still holds")
-        if abs(change) <= TOLERANCE:
-            low, high = self.target.level_interval
-            return replace(
-                profile, level_interval=(min(low, profile.level_interval[0]), max(high, profile.level_interval[1]))
+        self.target.recall(profile.levels)
+        change = self.target.anchor_reference_s / profile.anchor_reference_s - 1
+        if abs(change) > TOLERANCE:
+            self.progress.note(
+                f"The anchor model takes {change:+.0%} against {profile.measured_at}, when this profile was measured: "
+                "latencies are predicted for the machine as it is now."
             )
-        self.progress.note(
-            f"This machine is {change:+.0%} against {profile.measured_at}, when its profile was measured: latencies "
-            "are predicted for the machine as it is now."
+        return replace(
+            profile,
+            anchor_reference_s=self.target.anchor_reference_s,
+            level_interval=self.target.level_interval,
+            levels=self.target.levels,
         )
-        return replace(profile, anchor_reference_s=reference_s, level_interval=self.target.level_interval)
 
     def _complete(self, path: Path, samples: list[Sample], shapes: Sequence[Architecture]) -> list[Sample]:
         """Measures what is missing, keeping every sample on disk as it comes."""
@@ -337,6 +352,7 @@ class _Profiling:
             anchor_reference_s=self.target.anchor_reference_s,
             level_interval=self.target.level_interval,
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            levels=self.target.levels,
         )
         write_atomic(path, profile.to_json())
         return profile

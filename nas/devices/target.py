@@ -1,11 +1,13 @@
 """What a latency can be measured on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from analysis.latency import Conditions, Latency
 from search_spaces.architecture import Architecture, TextSpec
+from search_spaces.errors import InvalidInputError
 
 #: The model that every candidate is timed beside: small enough to cost little, large enough to feel what others feel.
 ANCHOR = Architecture.bert(2, 256, 512, 8)
@@ -15,10 +17,30 @@ ANCHOR_VOCAB_SIZE = 1024
 OnResult = Callable[[str, Latency], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The anchor's median over about half a second: how fast the machine was just then.
+
+    Attributes:
+        at_s: When, in seconds since 1970.
+        time_s: The median.
+    """
+
+    at_s: float
+    time_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("at_s", "time_s"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
+                raise InvalidInputError(f"a level's {name} must be a positive, finite number of seconds, got {value!r}")
+
+
 class Target(Protocol):
     """A device with the conditions that its latencies hold for.
 
-    Within one process a target is one session: the anchor's level is the median over everything measured so far.
+    A target is one session: the anchor's reference is the median of its levels over everything measured so far. What
+    is recalled of the minutes before widens the level's interval and does not move the reference.
     """
 
     @property
@@ -36,6 +58,13 @@ class Target(Protocol):
     @property
     def level_interval(self) -> tuple[float, float]:
         """Between which multiples of the reference the anchor's level moved, 90 % of the time."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The anchor's levels of this session, behind those that were recalled."""
+
+    def recall(self, levels: Iterable[Level]) -> None:
+        """Lets levels of an earlier process widen the level's interval, where they are recent enough."""
 
     def measure(
         self,

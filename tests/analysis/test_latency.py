@@ -56,9 +56,9 @@ def test_the_interval_covers_the_truth_about_nine_times_in_ten():
 
 def test_spread_of_the_level_widens_the_interval():
     samples, anchor = rounds(2.0, noise=1e-6)
-    latency = measured(CONDITIONS, samples, anchor, 0.01, num_rounds=12, level_interval=(0.9, 1.2))
-    assert (latency.low_s / latency.p50_s, latency.high_s / latency.p50_s) == pytest.approx((0.9, 1.2), rel=1e-3)
-    assert latency.verdict == "noisy"
+    latency = measured(CONDITIONS, samples, anchor, 0.01, num_rounds=12, level_interval=(0.9, 1.5))
+    assert (latency.low_s / latency.p50_s, latency.high_s / latency.p50_s) == pytest.approx((0.9, 1.5), rel=1e-3)
+    assert latency.verdict == "noisy"  # however far the level moves: the bounds hold, so a budget may be decided
 
 
 def test_time_held_up_raises_the_upper_bound_only():

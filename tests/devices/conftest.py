@@ -1,5 +1,7 @@
 """A device that is not there: it answers as the runner does, on a clock that the test sets."""
 
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -74,7 +76,8 @@ def fake():
     """Makes a local target whose runner is fake: ``fake(ratio, **of FakeRunner)`` gives (target, runner)."""
 
     def make(ratio, **settings):
+        now = settings.pop("now", time.time)
         runner = FakeRunner(ratio, **settings)
-        return LocalCpu(run=runner), runner
+        return LocalCpu(run=runner, now=now), runner
 
     return make

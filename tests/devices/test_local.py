@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nas.devices.local import LocalCpu
+from nas.devices.target import Level
 from nas.errors import InconclusiveMeasurementError, InvalidInputError
 
 RATIOS = {"small": 0.5, "large": 2.0}
@@ -33,6 +34,25 @@ def test_the_reference_is_the_whole_sessions(fake, tiny_models):
     assert latency.p50_s == pytest.approx(0.006, rel=0.01)
     assert latency.high_s >= 0.0072 * 0.99  # at the level just seen, the median is still within the interval
     assert target.anchor_reference_s == pytest.approx(0.003, rel=0.01)
+
+
+def test_recent_levels_of_another_process_widen_the_interval_and_move_nothing(fake, tiny_models):
+    target, _ = fake(by_name, now=lambda: 1e9)
+    target.recall([Level(1e9 - 60, 0.0042)] * 3 + [Level(1e9 - 7200, 0.009), Level(1e9 + 5, 0.009)])
+    latency = target.measure(tiny_models)["large"]
+    assert latency.p50_s == pytest.approx(0.006, rel=0.01)
+    assert latency.high_s == pytest.approx(0.0084, rel=0.25)
+    assert latency.high_s > 0.0066
+    assert max(level.time_s for level in target.levels) == 0.0042
+    later, _ = fake(by_name, now=lambda: 1e9 + 7200)
+    later.recall(target.levels)
+    assert not later.levels
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, math.nan), ("1", 1), (1, True), (1, math.inf)])
+def test_a_level_is_checked(pair):
+    with pytest.raises(InvalidInputError, match="a level's"):
+        Level(*pair)
 
 
 def test_even_a_calm_session_leaves_room_for_the_next_process(fake, tiny_models):

@@ -54,11 +54,8 @@ def profiled(machine, tmp_path):
     target, runner = machine
     progress = Notes()
 
-    def use(**changes):
-        settings = {"cache_dir": tmp_path, "num_samples": NUM, "progress": progress, **changes}
-        return load_or_measure(
-            changes.pop("target", target), SPACE, TEXT, **{k: v for k, v in settings.items() if k != "target"}
-        )
+    def use(on=target, num_samples=NUM):
+        return load_or_measure(on, SPACE, TEXT, cache_dir=tmp_path, num_samples=num_samples, progress=progress)
 
     use()
     path = profile_path(tmp_path, target.conditions, SPACE, TEXT)
@@ -73,8 +70,11 @@ def test_the_first_use_measures_and_the_second_only_checks(profiled):
     _, runner, use, path, progress = profiled
     assert timed(runner) == NUM
     assert len(Profile.from_json(path.read_text()).samples) == NUM
+    seen = set(Profile.from_json(path.read_text()).levels)
+    assert seen
     predictor = use()
     assert timed(runner) == NUM + 2
+    assert seen < set(Profile.from_json(path.read_text()).levels)  # what one process sees, the next one recalls
     assert not progress.notes
     shape = SPACE.largest()
     assert predictor.predict(shape).source == "predicted"
@@ -120,7 +120,7 @@ def test_a_slower_machine_moves_the_level_and_says_so(fake, profiled, tmp_path):
     _, _, use, _, progress = profiled
     before = use().predict(SPACE.largest())
     slow, runner = fake(lambda name, path: law(path), level=0.0039)
-    after = use(target=slow).predict(SPACE.largest())
+    after = use(on=slow).predict(SPACE.largest())
     assert timed(runner) == 2
     assert after.p50_s == pytest.approx(1.3 * before.p50_s, rel=0.02)
     assert "+30%" in progress.notes[-1]
@@ -129,7 +129,7 @@ def test_a_slower_machine_moves_the_level_and_says_so(fake, profiled, tmp_path):
 def test_a_profile_whose_shapes_disagree_is_measured_anew(fake, profiled):
     _, _, use, _, progress = profiled
     other, runner = fake(lambda name, path: 1.25 * law(path))
-    predictor = use(target=other)
+    predictor = use(on=other)
     assert timed(runner) == 4 + NUM  # two checks, then everything
     assert "stale" in progress.notes[0]
     assert "measured anew" in progress.notes[0]
@@ -154,6 +154,8 @@ def test_more_samples_are_added_to_what_is_there(profiled):
         lambda text: text.replace('"threads": 1', '"threads": 2'),
         lambda text: text.replace('"hidden_size": 16', '"hidden_size": 17'),
         lambda text: "[" * 100_000,
+        lambda text: json.dumps({**json.loads(text), "levels": [[1, -1]]}),
+        lambda text: json.dumps({**json.loads(text), "levels": 3}),
         lambda text: json.dumps({**json.loads(text), "measured_at": "yesterday"}),
     ],
 )
