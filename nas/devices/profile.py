@@ -30,7 +30,7 @@ from search_spaces.space import SearchSpace
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 20_000_000
 BATCH_SIZE = 8  # shapes a runner process
-POOL_SIZE = 400
+POOL_SIZE = 200
 CHECK_SECONDS = 1.0
 #: By how much a ratio, or the anchor's level, may differ from the profile's before it counts as changed.
 TOLERANCE = 0.10

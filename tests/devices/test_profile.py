@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
+from analysis.latency import Conditions
 from nas.devices import profile as profile_module
-from nas.devices.predictor import features
+from nas.devices.predictor import Sample, features
 from nas.devices.profile import Profile, choose_shapes, load_or_measure, profile_path
+from nas.devices.target import Level
 from nas.errors import InconclusiveMeasurementError, InvalidInputError
 from nas.progress import SilentProgress
 from search_spaces.architecture import Architecture, TextSpec
@@ -143,6 +145,21 @@ def test_more_samples_are_added_to_what_is_there(profiled):
     assert timed(runner) == 2 + 6
 
 
+@pytest.fixture(scope="module")
+def content():
+    """A profile's file."""
+    conditions = Conditions("cpu", "f00d", "onnxruntime 1.31.1")
+    samples = tuple(Sample(shape, 1.0 + number) for number, shape in enumerate(choose_shapes(SPACE, 5, seed=0)))
+    levels = (Level(1e9, 0.003), Level(1e9 + 1, 0.0031))
+    return Profile(
+        conditions, SPACE.to_dict(), samples, 0.003, (0.9, 1.1), "2026-01-02T03:04:05+00:00", levels
+    ).to_json()
+
+
+def test_a_profile_survives_json(content):
+    assert Profile.from_json(content).to_json() == content
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -150,16 +167,32 @@ def test_more_samples_are_added_to_what_is_there(profiled):
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"ratio": ', '"ratio": -', 1),
         lambda text: text.replace('"ratio": ', '"ratio": NaN, "was": ', 1),
+        lambda text: text.replace('"ratio": 1.0', '"ratio": Infinity', 1),
         lambda text: text.replace('"schema_version": 1', '"schema_version": 7', 1),
-        lambda text: text.replace('"threads": 1', '"threads": 2'),
-        lambda text: text.replace('"hidden_size": 16', '"hidden_size": 17'),
+        lambda text: text.replace('"threads": 1', '"threads": 0'),
+        lambda text: text.replace('"hidden_size": 16', '"hidden_size": -16'),
         lambda text: "[" * 100_000,
+        lambda text: "[]",
+        lambda text: json.dumps({**json.loads(text), "measured_at": "yesterday"}),
         lambda text: json.dumps({**json.loads(text), "levels": [[1, -1]]}),
         lambda text: json.dumps({**json.loads(text), "levels": 3}),
-        lambda text: json.dumps({**json.loads(text), "measured_at": "yesterday"}),
+        lambda text: json.dumps({**json.loads(text), "space": {}}),
     ],
 )
-def test_a_damaged_profile_is_told_and_measured_anew(profiled, damage):
+def test_a_damaged_profile_is_refused(content, damage):
+    with pytest.raises(InvalidInputError):
+        Profile.from_json(damage(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"threads": 1', '"threads": 2'),
+        lambda text: text.replace('"hidden_size": 16', '"hidden_size": 17'),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_told_and_measured_anew(profiled, damage):
     _, runner, use, path, progress = profiled
     path.write_text(damage(path.read_text()))
     runner.jobs.clear()
