@@ -36,40 +36,12 @@ def ends(monkeypatch):
 
 
 def test_options_reach_the_search(nas, ends):
-    (request,) = (
-        requests := ends("chosen"),
-        nas(
-            *(
-                "search",
-                "--latency-ms",
-                2.5,
-                "--supernet",
-                "s",
-                "--space",
-                "stock",
-                "--sampler",
-                "gp",
-                "--engine",
-                "ray",
-            ),
-            *(
-                "--ray-address",
-                "auto",
-                "--evaluations",
-                9,
-                "--seed",
-                3,
-                "--threads",
-                2,
-                "--batch-size",
-                4,
-                "--seq-len",
-                32,
-            ),
-            *("--task", "t.csv", "--storage", "sqlite:///x.db", "--out", "r"),
-        ),
-    )[0]
-    assert requests == [request]
+    requests = ends("chosen")
+    target = ("--latency-ms", 2.5, "--threads", 2, "--batch-size", 4, "--seq-len", 32, "--task", "t.csv")
+    how = ("--sampler", "gp", "--engine", "ray", "--ray-address", "auto", "--evaluations", 9, "--seed", 3)
+    where = ("--supernet", "s", "--space", "stock", "--storage", "sqlite:///x.db", "--out", "r")
+    nas("search", *target, *how, *where)
+    (request,) = requests
     assert request.budget_s == 0.0025
     assert (request.supernet, request.space.name, request.run_dir) == (Path("s"), "stock", Path("r"))
     assert (request.sampler, request.engine, request.ray_address) == ("gp", "ray", "auto")
