@@ -30,8 +30,6 @@ PENALTIES = tuple(10.0**power for power in np.arange(-10, 1.01, 0.5))
 #: What is left to doubt where two samples or fewer can show no error.
 UNTESTED_ERROR = 0.5
 LOWEST_RATIO = 1e-4
-#: How much further another session's ratios lie (other neighbours in the caches), 90 % of the time; see benchmarks.
-SESSION_SPREAD = 0.025
 
 Floats = NDArray[np.float64]
 
@@ -183,12 +181,12 @@ class LatencyPredictor:
 
     @property
     def reach(self) -> float:
-        """How far, relative to a prediction, the ratio measured in another session lies at most, 90 % of the time."""
+        """How far, relative to a prediction, the measured ratio lies at most, 90 % of the time."""
         sizes = np.sort(np.abs(self.left_out_errors))
         rank = math.ceil(COVERAGE * (len(sizes) + 1))
         if len(sizes) <= 2:
             return max(UNTESTED_ERROR, float(sizes[-1]))
-        return math.hypot(float(sizes[min(rank, len(sizes)) - 1]), SESSION_SPREAD)
+        return float(sizes[min(rank, len(sizes)) - 1])
 
     @property
     def error(self) -> HeldOutError:

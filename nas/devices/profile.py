@@ -23,14 +23,12 @@ from nas.devices.target import Level, Target, timing_text
 from nas.errors import InconclusiveMeasurementError, InvalidInputError
 from nas.progress import Progress, SilentProgress
 from search_spaces.architecture import Architecture, TextSpec
-from search_spaces.encoding import encode
 from search_spaces.files import write_atomic
 from search_spaces.space import SearchSpace
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 20_000_000
 BATCH_SIZE = 8  # shapes a runner process
-POOL_SIZE = 200
 CHECK_SECONDS = 1.0
 #: By how much a ratio, or the anchor's level, may differ from the profile's before it counts as changed.
 TOLERANCE = 0.10
@@ -158,9 +156,10 @@ def profile_path(cache_dir: Path, conditions: Conditions, space: SearchSpace, te
 
 
 def choose_shapes(space: SearchSpace, num: int, *, seed: int) -> list[Architecture]:
-    """Shapes to measure: the extremes of every dimension, then each as far from all others as can be found.
+    """Shapes to measure: the extremes of every dimension, so that nothing lies outside, then plain random draws.
 
-    The far ones alternate with plain random draws, since distance alone favours the border of the space.
+    Draws that keep far from each other predict no better (1.2 to 1.8 % median error either way), and they are not like
+    the shapes a search asks for, so that errors on shapes left out promised 90 % and kept 80 %.
     """
     if space.size <= num:
         return sorted(space.enumerate(), key=Architecture.key)
@@ -169,19 +168,10 @@ def choose_shapes(space: SearchSpace, num: int, *, seed: int) -> list[Architectu
     for name, choices in space.dimensions.items():
         for corner, value in ((corners[0], choices[-1]), (corners[1], choices[0])):
             corners.append(space.build({**space.values(corner), name: value}))
-    chosen = list(dict.fromkeys(corners))[:num]
-    places = [encode(space, architecture) for architecture in chosen]
+    chosen = dict.fromkeys(corners[:num])
     while len(chosen) < num:
-        pool = [shape for shape in (space.sample(rng) for _ in range(POOL_SIZE)) if shape not in chosen]
-        if not pool:
-            continue
-        if len(chosen) % 2:
-            codes = np.array([encode(space, shape) for shape in pool])
-            gaps = np.linalg.norm(codes[:, None] - np.array(places)[None], axis=-1).min(axis=1)
-            pool = [pool[int(gaps.argmax())]]
-        chosen.append(pool[0])
-        places.append(encode(space, pool[0]))
-    return chosen
+        chosen[space.sample(rng)] = None
+    return list(chosen)
 
 
 class _Profiling:

@@ -251,7 +251,7 @@ def test_a_cache_that_cannot_be_written_is_told(machine, tmp_path):
         load_or_measure(target, SPACE, TEXT, cache_dir=tmp_path, num_samples=3)
 
 
-def test_chosen_shapes_hold_the_extremes_and_spread_out():
+def test_chosen_shapes_are_distinct_and_hold_the_extremes():
     space = load_space("stock")
     chosen = choose_shapes(space, 40, seed=0)
     assert len(set(chosen)) == 40
@@ -259,8 +259,6 @@ def test_chosen_shapes_hold_the_extremes_and_spread_out():
     assert chosen != choose_shapes(space, 40, seed=1)
     assert {space.smallest(), space.largest()} <= set(chosen[:2])
     codes = np.array([encode(space, shape) for shape in chosen])
-    gaps = np.linalg.norm(codes[:, None] - codes[None], axis=-1) + np.eye(40)
-    assert gaps.min() > 0
     assert codes.min(axis=0) == pytest.approx(0)
     assert codes.max(axis=0) == pytest.approx(1)
 
