@@ -5,7 +5,8 @@
 For each shape (layers, hidden, feed-forward, heads) one Hugging Face BertModel with random weights becomes an ONNX
 file in several ways; all of them run in turns, in random order, in one process: ONNX Runtime on the CPU, one thread,
 batch 1, 128 tokens. Printed are medians and the ratio of each way's median to ours, with a bootstrap 90 % interval over
-rounds: above 1 the way is slower than ours. Absolute times of a shared machine wander; the ratios hold.
+rounds: above 1 the way is slower than ours. Counted is the thread's time on the processor, which others on a shared
+machine disturb less; absolute times still wander, the ratios hold.
 """
 
 import argparse
@@ -121,7 +122,7 @@ def make_files(folder: Path, architecture: Architecture) -> dict[str, Path]:
 
 
 def race(files: dict[str, Path], rounds: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Runs all files in turns; returns their outputs and the times in seconds, shape (rounds, files)."""
+    """Runs all files in turns; returns their outputs and the processor times in seconds, shape (rounds, files)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -144,9 +145,9 @@ def race(files: dict[str, Path], rounds: int) -> tuple[list[np.ndarray], np.ndar
     times = np.empty((rounds, len(sessions)))
     for row in times:
         for index in random.permutation(len(sessions)):
-            started = time.perf_counter()
+            started = time.thread_time()
             sessions[index].run(None, feeds[index])
-            row[index] = time.perf_counter() - started
+            row[index] = time.thread_time() - started
     return outputs, times
 
 
