@@ -59,7 +59,7 @@ def main() -> None:
     def say(status: TrainingStatus) -> None:
         if status.held_out or status.step % 50 == 0:
             print(
-                f"step={status.step} fraction={status.fraction:.3f} loss={status.loss} held_out={dict(status.held_out)}",
+                f"step={status.step} done={status.fraction:.3f} loss={status.loss} held_out={dict(status.held_out)}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -43,7 +43,7 @@ from supernet.teacher import Teacher, initialise_from, load_teacher, load_tokeni
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 CALIBRATION_BATCHES = 8
 HELD_OUT_CHUNKS = 128
-REFERENCE_TEXTS = 384
+REFERENCE_TEXTS = 256
 REFERENCE_TOKENS = 48
 
 
