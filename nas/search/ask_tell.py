@@ -168,8 +168,8 @@ class AskTell:
             return []
         if problem.budget_s is None:
             return size_spanning(problem.space)
-        budget_s = problem.budget_s
-        return budget_filling(problem.space, lambda shape: problem.candidate(shape).latency.p50_s <= budget_s)
+        budget_s = problem.budget_s  # by the upper bound, since that is what a measurement will have to show
+        return budget_filling(problem.space, lambda shape: problem.candidate(shape).latency.meets(budget_s))
 
     def _first_design(self) -> Suggestion | None:
         design = next(filter(self._is_open, self._designs), None)

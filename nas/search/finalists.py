@@ -137,7 +137,7 @@ class Finals:
             models = [(shape.key(), Path(folder) / f"{number}.onnx") for number, shape in enumerate(architectures)]
             for shape, (_, path) in zip(architectures, models, strict=True):
                 onnx.save(build_graph(shape, text, None), str(path))
-            latencies = self.target.measure(models, seconds_each=SHAPE_SECONDS, attempts=2)
+            latencies = self.target.measure(models, seconds_each=SHAPE_SECONDS, attempts=1)
         return {shape: latencies[shape.key()] for shape in architectures}
 
     def _export_and_measure(self, trial: Trial, model_dir: Path) -> Latency:

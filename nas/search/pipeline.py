@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from supernet.checkpoint import LoadedSupernet
 
 #: Without a number of evaluations: so many of them, whatever they take, then as many as the seconds allow.
-TRIED_FIRST, FEWEST, MOST, SEARCH_SECONDS = 6, 40, 150, 90.0
+TRIED_FIRST, FEWEST, MOST, SEARCH_SECONDS = 12, 40, 150, 90.0
 INT8_SECONDS = 2.0
 
 
