@@ -178,6 +178,7 @@ def test_more_evaluations_can_be_added(supernet_dir, tmp_path):
 
 
 def test_without_a_number_the_search_plans_its_own(supernet_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "TRIED_FIRST", 3)
     monkeypatch.setattr(pipeline, "FEWEST", 8)
     monkeypatch.setattr(pipeline, "SEARCH_SECONDS", 1e-9)
     result = search(request(supernet_dir, tmp_path / "run", num_evaluations=None), SilentProgress())
