@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nas.config import check_bounds
 from nas.errors import InvalidInputError, unknown_name
-from nas.progress import Fact, Progress, SilentProgress
+from nas.progress import Fact, Progress, ended
 from nas.rundir import RunDir, fresh_path
 from search_spaces.presets import load_space
 
@@ -62,16 +62,17 @@ def measure(
     )
     from nas.measurement import measure_model
 
-    return measure_model(
-        Path(model_dir),
-        device=device,
-        budget_s=None if latency_ms is None else latency_ms / 1e3,
-        threads=threads,
-        batch_size=batch_size,
-        seq_len=seq_len,
-        seconds_each=seconds_each,
-        progress=progress or SilentProgress(),
-    )
+    with ended(progress) as said:
+        return measure_model(
+            Path(model_dir),
+            device=device,
+            budget_s=None if latency_ms is None else latency_ms / 1e3,
+            threads=threads,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            seconds_each=seconds_each,
+            progress=said,
+        )
 
 
 def search(
@@ -157,13 +158,10 @@ def search(
         storage=storage,
         resume=None if resume is None else folder,
     )
-    said = progress or SilentProgress()
-    try:
+    with ended(progress) as said:
         result = run_search(request, said)
-    finally:
-        said.finish()
-    RunDir(result.run).add_command(command or "nas.search(...)")
-    _report(result, said)
+        RunDir(result.run).add_command(command or "nas.search(...)")
+        _report(result, said)
     return result
 
 
@@ -182,7 +180,8 @@ def front(run: str | Path, *, progress: Progress | None = None) -> "SearchResult
     from nas.search.result import load_result
 
     result = load_result(folder)
-    _report(result, progress or SilentProgress())
+    with ended(progress) as said:
+        _report(result, said)
     return result
 
 
@@ -203,11 +202,8 @@ def export(run: str | Path, out: str | Path, *, pick: str = "best", progress: Pr
 
     from nas.pick import export_pick
 
-    said = progress or SilentProgress()
-    try:
+    with ended(progress) as said:
         return export_pick(folder, Path(out), pick=pick, progress=said)
-    finally:
-        said.finish()
 
 
 def _report(result: "SearchResult", progress: Progress) -> None:
@@ -293,8 +289,8 @@ def train(
         precision=precision,  # type: ignore[arg-type]  # checked by TrainingConfig
         seed=seed,
     )
-    said = _TrainingProgress(progress or SilentProgress(), steps)
-    try:
+    with ended(progress) as said:
+        told = _TrainingProgress(said, steps)
         return train_supernet(
             Path(out),
             space=chosen_space,
@@ -303,11 +299,9 @@ def train(
             teacher=teacher,
             tokenizer=tokenizer,
             resume=resume,
-            on_status=said.status,
-            on_note=said.note,
+            on_status=told.status,
+            on_note=told.note,
         )
-    finally:
-        said.finish()
 
 
 class _TrainingProgress:
@@ -332,9 +326,6 @@ class _TrainingProgress:
             facts["left"] = _duration(status.remaining_s)
         facts |= {f"held_out_{place}": round(loss, 4) for place, loss in status.held_out.items()}
         self._progress.update(done, **facts)
-
-    def finish(self) -> None:
-        self._progress.finish()
 
 
 def _loss_weights(losses: Mapping[str, float] | None, *, has_teacher: bool) -> dict[str, float]:

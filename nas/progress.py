@@ -1,10 +1,11 @@
 """How long work tells a person what it is doing: always on stderr, live only where stderr is a terminal."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -181,6 +182,16 @@ class TerminalProgress:
     def note(self, message: str) -> None:
         """Prints one sentence above the bar."""
         (self._live.console if self._live is not None else self._console).print(message, markup=False)
+
+
+@contextlib.contextmanager
+def ended(progress: Progress | None) -> Iterator[Progress]:
+    """Yields a progress, silent where none was given, whose last phase ends with the block, however that is left."""
+    said = progress or SilentProgress()
+    try:
+        yield said
+    finally:
+        said.finish()
 
 
 def choose_progress(*, quiet: bool = False) -> Progress:

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from nas.progress import LineProgress, SilentProgress, TerminalProgress, choose_progress
+from nas.progress import LineProgress, SilentProgress, TerminalProgress, choose_progress, ended
 
 
 class FakeClock:
@@ -49,6 +49,21 @@ def test_a_phase_without_steps_counts_none():
     progress.start("export")
     progress.finish("whole")
     assert lines_of(stream) == ["phase=export", "phase=export took_s=0 message=whole"]
+
+
+def test_a_phase_ends_with_its_block_even_when_interrupted():
+    stream = io.StringIO()
+
+    def interrupted():
+        with ended(LineProgress(stream, clock=FakeClock())) as progress:
+            progress.start("search")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert lines_of(stream)[-1] == "phase=search took_s=0"
+    with ended(None) as progress:
+        progress.start("said to nobody")
 
 
 def test_values_with_blanks_are_quoted_so_that_a_line_can_be_split():

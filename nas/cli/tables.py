@@ -92,7 +92,7 @@ def print_chosen(model: FoundModel, budget_s: float | None) -> None:
 
 def print_measurement(measurement: Measurement) -> None:
     """One row for each file of a model."""
-    table = Table(title=f"{measurement.model_dir} on {measurement.description}", title_justify="left", box=None)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("file", "p50 ms", "90 % interval", "p90 ms", "verdict", "budget"):
         table.add_column(name, justify="left" if name in ("file", "verdict", "budget") else "right")
     budget = "" if measurement.budget_s is None else f"{measurement.budget_s * 1e3:g} ms"
@@ -105,6 +105,7 @@ def print_measurement(measurement: Measurement) -> None:
             latency.verdict,
             _JUDGEMENTS[measurement.judge(name)].format(budget=budget) if budget else "-",
         )
+    console().print(f"{measurement.model_dir} on {measurement.description}", markup=False, soft_wrap=True)
     console().print(table)
 
 
