@@ -106,7 +106,7 @@ def search(
         sampler: ``random``, ``evolution``, ``nsga2``, ``tpe`` or ``gp``.
         engine: ``inprocess`` or ``ray``.
         ray_address: Cluster for the ray engine; None starts a local one.
-        evaluations: How many architectures to evaluate; None for what about two minutes allow.
+        evaluations: How many architectures to evaluate; 80 where None.
         seed: Of every draw.
         threads: Threads of the runtime.
         batch_size: Texts at a time.

@@ -26,9 +26,7 @@ def search(
     sampler: Annotated[str, typer.Option(help="random, evolution, nsga2, tpe or gp.")] = "tpe",
     engine: Annotated[str, typer.Option(help="inprocess or ray.")] = "inprocess",
     ray_address: Annotated[str | None, typer.Option(help="Cluster for --engine ray; a local one by default.")] = None,
-    evaluations: Annotated[
-        int | None, typer.Option(help="How many architectures to evaluate; by default what about two minutes allow.")
-    ] = None,
+    evaluations: Annotated[int | None, typer.Option(help="How many architectures to evaluate; by default 80.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 1,

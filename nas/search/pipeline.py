@@ -2,8 +2,6 @@
 
 import functools
 import json
-import math
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +34,8 @@ if TYPE_CHECKING:
     from nas.export.card import ExportReport
     from supernet.checkpoint import LoadedSupernet
 
-#: Without a number of evaluations: so many of them, whatever they take, then as many as the seconds allow.
-TRIED_FIRST, FEWEST, MOST, SEARCH_SECONDS = 12, 40, 150, 90.0
+#: Without a number of evaluations. Not as many as some seconds allow: the same seed shall give the same search.
+DEFAULT_EVALUATIONS = 80
 INT8_SECONDS = 2.0
 
 
@@ -282,19 +280,9 @@ class _Search:
         return store
 
     def _evaluate(self, problem: SearchProblem, store: TrialStore) -> None:
-        """Runs the engine; without a number of evaluations it times a few and plans what the time allows."""
-        planned = self.request.num_evaluations or self.run_dir.read().get("planned_evaluations")
-        if planned is None:
-            began_s, before = time.monotonic(), _num_evaluated(store.records())
-            self._run_engine(problem, store, before + TRIED_FIRST, before + TRIED_FIRST)
-            taken = max(_num_evaluated(store.records()) - before, 1)
-            each_s = (time.monotonic() - began_s) / taken
-            planned = max(FEWEST, min(MOST, math.floor(SEARCH_SECONDS / max(each_s, 1e-3))))
-            self.run_dir.update(planned_evaluations=planned)
-        self._run_engine(problem, store, planned, planned)
-
-    def _run_engine(self, problem: SearchProblem, store: TrialStore, num_evaluations: int, total: int) -> None:
+        """Runs the engine until enough architectures are evaluated, those of an interrupted run included."""
         request = self.request
+        num_evaluations = request.num_evaluations or DEFAULT_EVALUATIONS
         best = _Best(request.budget_s)
         for record in store.records():
             best.see(record)
@@ -309,7 +297,7 @@ class _Search:
             "num_evaluations": num_evaluations,
             "on_event": on_event,
         }
-        self.progress.start("searching", total)
+        self.progress.start("searching", num_evaluations)
         if request.engine == "ray":
             from nas.search.tune_engine import run_on_ray
 
@@ -392,10 +380,6 @@ class _Best:
             return {}
         best = self.best
         return {"best": best.key, "quality": round(best.quality, 4), "ms": round(best.latency.p50_s * 1e3, 2)}
-
-
-def _num_evaluated(records: list[Record]) -> int:
-    return sum(not isinstance(record, OverBudgetTrial) for record in records)
 
 
 def _command(request: SearchRequest) -> str:

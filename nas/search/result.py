@@ -31,7 +31,7 @@ class SearchRequest:
         engine: ``inprocess`` or ``ray``.
         ray_address: The cluster for the ``ray`` engine; None for a local one.
         seed: Of all randomness.
-        num_evaluations: Architectures to evaluate; None for what about two minutes allow.
+        num_evaluations: Architectures to evaluate; 80 where None.
         threads: Threads of the runtime that the model shall run in.
         batch_size: Texts at a time.
         seq_len: Tokens a text.
