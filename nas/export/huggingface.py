@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.errors import InvalidInputError
@@ -126,8 +126,8 @@ def write_folder(
     copy_tokenizer(tokenizer_dir, folder, text)
     _write_json(folder / "config.json", hub_config(architecture, text))
     arrays = {name: np.ascontiguousarray(array) for name, array in hub_weights(architecture, weights).items()}
-    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner only
+    # Serialised first and then written, so that a full disk is an OSError and not an error of safetensors' own.
+    (folder / "model.safetensors").write_bytes(save(arrays, metadata={"format": "pt"}))
     if model_class(architecture) == "ChainEncoderModel":
         shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
     # The long-standing type names and keys: old and new sentence-transformers read them.

@@ -70,9 +70,10 @@ class Finals:
         shapes = self.measure_shapes(ranked)
         measured = {trial.key: shapes[trial.architecture] for trial in trials if trial.architecture in shapes}
         is_open = False
-        for trial in self._in_order(ranked, shapes)[:MAX_EXPORTS]:
+        exported: dict[Architecture, Latency] = {}
+        while len(exported) < MAX_EXPORTS and (trial := self._next(ranked, shapes, exported)) is not None:
             latency = self._export_and_measure(trial, model_dir)
-            measured[trial.key] = latency
+            measured[trial.key] = exported[trial.architecture] = latency
             if meets(latency, self.budget_s):
                 return Conclusion(0, trial.key, None, measured)
             is_open = is_open or latency.verdict == "inconclusive" or not latency.exceeds(self.budget_s)
@@ -118,6 +119,38 @@ class Finals:
             and trial.latency.p50_s * factor * headroom <= self.budget_s
             and (floor is None or trial.quality > floor)
         ]
+
+    def _next(
+        self, ranked: Sequence[Trial], shapes: Mapping[Architecture, Latency], exported: Mapping[Architecture, Latency]
+    ) -> Trial | None:
+        """What to export next: the best shape that fits, then the best trial that should fit by what exports took.
+
+        An export that is not shown to fit says by how much bounds now lie above what was expected; the next one is
+        chosen with that headroom, so that a restless machine leads to a smaller model and not to no answer.
+        """
+        assert self.budget_s is not None
+        if not exported:
+            return next(iter(self._in_order(ranked, shapes)), None)
+        known = [trial for trial in ranked if trial.architecture in shapes]
+        factor = statistics.median([shapes[trial.architecture].p50_s / trial.latency.p50_s for trial in known])
+
+        def expected_s(trial: Trial) -> float:
+            shape = shapes.get(trial.architecture)
+            return trial.latency.p50_s * factor if shape is None else shape.p50_s
+
+        headroom = max(
+            exported[trial.architecture].high_s / expected_s(trial)
+            for trial in ranked
+            if trial.architecture in exported
+        )
+        return next(
+            (
+                trial
+                for trial in ranked
+                if trial.architecture not in exported and expected_s(trial) * headroom <= self.budget_s
+            ),
+            None,
+        )
 
     def _in_order(self, ranked: Sequence[Trial], shapes: Mapping[Architecture, Latency]) -> list[Trial]:
         """What to export: those shown to fit, best first; without any, those that may fit, the fastest first."""
