@@ -1,6 +1,7 @@
 """The command ``nas``: its verbs, its signals, its exit codes."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,10 @@ import typer
 from nas.cli import devices, export, front, measure, search, train, version
 from nas.cli.outcome import EXIT_CODES, drop_output, say
 from nas.errors import EXIT_INTERRUPTED
+
+# Read by torch's OpenMP when it is first loaded: threads that spin while they wait make two threads on a busy machine
+# many times slower than one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Plain help: rich's panels would cost more than half a second of start-up.
 app = typer.Typer(
