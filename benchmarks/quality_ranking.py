@@ -3,9 +3,10 @@
     NAS_DATA=DIR python benchmarks/quality_ranking.py [--supernet DIR] [--subnets 16] [--seed 0] [--json FILE]
 
 Truth: accuracy on the validation split after the same short fine-tuning of each extracted subnet, over three
-tasks, each standardised over the subnets and then averaged. Beside it: the quality that searches use, the
-distillation loss (unexplained share of the teacher's token states after the best linear map), and the number of
-encoder parameters. Prints Kendall's tau with a bootstrap interval over subnets.
+tasks, each standardised over the subnets and then averaged. Beside it: the quality that searches use, other measures
+of the same pooled states (among them the share that the best linear map explains, the usual distillation target), and
+the number of encoder parameters. Prints Kendall's tau with a bootstrap interval over subnets, and its paired
+difference to the parameters'.
 """
 
 import argparse
@@ -143,12 +144,18 @@ def proxies(loaded: LoadedSupernet, quality: TeacherAgreement, architecture) -> 
     overlap = np.mean([len(set(x.tolist()) & set(y.tolist())) / 5 for x, y in zip(near_a, near_b, strict=True)])
     return {
         "quality": quality(architecture),
-        "similarity correlation": float(np.corrcoef(similar_a, similar_b)[0, 1]),
+        "kernel alignment": kernel_alignment(ours, theirs),
         "similarity rank correlation": float(pd.Series(similar_a).corr(pd.Series(similar_b), method="spearman")),
         "neighbour overlap": float(overlap),
         "ridge explained": ridge_explained(ours, theirs),
         "whitened alignment": whitened_alignment(ours, theirs),
     }
+
+
+def kernel_alignment(ours, theirs) -> float:
+    """Linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414)."""
+    a, b = ours - ours.mean(0), theirs - theirs.mean(0)
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 
 
 def ridge_explained(ours, theirs, folds: int = 4, strength: float = 0.03) -> float:
@@ -184,15 +191,19 @@ def whitened_alignment(ours, theirs, strength: float = 0.1) -> float:
 def report(frame: pd.DataFrame, tasks: list[str]) -> None:
     """Kendall's tau of every column against the mean standardised accuracy."""
     truth = frame[tasks].apply(lambda column: (column - column.mean()) / column.std()).mean(axis=1)
-    rng = np.random.default_rng(0)
+    draws = [np.random.default_rng(seed).integers(0, len(frame), len(frame)) for seed in range(500)]
     print(frame.round(3).to_string(index=False))
     for name in [column for column in frame.columns if column not in ("key", *tasks)]:
         tau = kendalltau(frame[name], truth).statistic
-        draws = [rng.integers(0, len(frame), len(frame)) for _ in range(500)]
         spread = [kendalltau(frame[name].iloc[draw], truth.iloc[draw]).statistic for draw in draws]
         low, high = np.nanpercentile(spread, [5, 95])
-        per_task = {task: round(kendalltau(frame[name], frame[task]).statistic, 2) for task in tasks}
-        print(f"{name}: Kendall {tau:.2f} [{low:.2f}, {high:.2f}] per task {per_task}")
+        plain = [kendalltau(frame["parameters"].iloc[draw], truth.iloc[draw]).statistic for draw in draws]
+        gain = np.nanpercentile(np.array(spread) - np.array(plain), [5, 95])
+        per_task = {task: round(float(kendalltau(frame[name], frame[task]).statistic), 2) for task in tasks}
+        print(
+            f"{name}: Kendall {tau:.2f} [{low:.2f}, {high:.2f}], over parameters [{gain[0]:+.2f}, {gain[1]:+.2f}]; "
+            f"per task {per_task}"
+        )
 
 
 if __name__ == "__main__":

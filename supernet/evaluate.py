@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InvalidInputError
@@ -37,9 +38,10 @@ def pooled_states(supernet: Supernet, architecture: Architecture, batches: Seque
 class TeacherAgreement:
     """Quality without a task: how alike a subnet and the teacher see which texts are alike.
 
-    The linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414) of the mean-pooled last hidden
-    states of held-out texts: 1.0 is the teacher, 0.0 is no relation. It needs no map between the two widths, and
-    unlike the distillation loss it does not count what single tokens say of themselves.
+    Representational similarity (Kriegeskorte et al., 2008, doi 10.3389/neuro.06.004.2008) of the mean-pooled last
+    hidden states of held-out texts: 1.0 is the teacher, 0.0 is no relation. It needs no map between the two widths,
+    and unlike the distillation loss it does not count what single tokens say of themselves. How well it ranks
+    subnets, beside other measures and the parameter count, is in ``benchmarks/quality_ranking.py``.
 
     Args:
         loaded: A supernet with its reference.
@@ -73,16 +75,20 @@ class TeacherAgreement:
             InvalidInputError: The architecture is not of the supernet's space.
         """
         self.supernet.check_member(architecture)
-        return alignment(pooled_states(self.supernet, architecture, self.batches), self.target)
+        return similarity_agreement(pooled_states(self.supernet, architecture, self.batches), self.target)
 
 
-def alignment(ours: Tensor, theirs: Tensor) -> float:
-    """Linear centred kernel alignment of two sets of states, (M, D1) and (M, D2): 0 to 1."""
-    ours = (ours - ours.mean(0)).double()
-    theirs = (theirs - theirs.mean(0)).double()
-    cross = (ours.T @ theirs).square().sum()
-    own = (ours.T @ ours).norm() * (theirs.T @ theirs).norm()
-    return float(cross / own.clamp(min=1e-30))
+def similarity_agreement(ours: Tensor, theirs: Tensor) -> float:
+    """Correlation of two sets of states, (M, D1) and (M, D2), in how similar each pair of the M texts is: -1 to 1.
+
+    Similarity is the cosine after the mean state is taken away; every pair of different texts counts once.
+    """
+    rows, columns = torch.triu_indices(len(ours), len(ours), offset=1)
+    pairs = []
+    for states in (ours, theirs):
+        centred = F.normalize((states - states.mean(0)).double(), dim=-1)
+        pairs.append((centred @ centred.T)[rows, columns])
+    return float(torch.corrcoef(torch.stack(pairs))[0, 1])
 
 
 class TaskAccuracy:
