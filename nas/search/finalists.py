@@ -24,7 +24,7 @@ from search_spaces.architecture import Architecture, TextSpec
 
 SHAPES_AT_ONCE = 4
 MAX_ROUNDS = 4
-MAX_EXPORTS = 3
+MAX_EXPORTS = 4
 SHAPE_SECONDS = 1.5
 EXPORT_SECONDS = 4.0
 #: How far the upper bound of a good measurement lies above its median, before any was made.
@@ -126,11 +126,13 @@ class Finals:
         """What to export next: the best shape that fits, then the best trial that should fit by what exports took.
 
         An export that is not shown to fit says by how much bounds now lie above what was expected; the next one is
-        chosen with that headroom, so that a restless machine leads to a smaller model and not to no answer.
+        chosen with that headroom, so that a restless machine leads to a smaller model and not to no answer. Where
+        none has so much, the fastest of the shapes that seemed to fit is tried.
         """
         assert self.budget_s is not None
+        in_order = [trial for trial in self._in_order(ranked, shapes) if trial.architecture not in exported]
         if not exported:
-            return next(iter(self._in_order(ranked, shapes)), None)
+            return next(iter(in_order), None)
         known = [trial for trial in ranked if trial.architecture in shapes]
         factor = statistics.median([shapes[trial.architecture].p50_s / trial.latency.p50_s for trial in known])
 
@@ -149,7 +151,7 @@ class Finals:
                 for trial in ranked
                 if trial.architecture not in exported and expected_s(trial) * headroom <= self.budget_s
             ),
-            None,
+            min(in_order, key=expected_s, default=None),
         )
 
     def _in_order(self, ranked: Sequence[Trial], shapes: Mapping[Architecture, Latency]) -> list[Trial]:
