@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.errors import InvalidInputError
 from search_spaces.files import atomic_folder, write_atomic
 from search_spaces.space import SearchSpace
@@ -269,8 +270,6 @@ def build_supernet(
     seed: int,
 ) -> Supernet:
     """A supernet with the sorted teacher's weights, or with random ones from the seed."""
-    from search_spaces.architecture import TextSpec
-
     torch.manual_seed(seed)
     if teacher is not None:
         text, table_size = teacher.encoder.text, teacher.encoder.architecture.embedding_size
@@ -574,8 +573,6 @@ def spread(chunks: TokenChunks, count: int) -> TokenChunks:
         return chunks
     picks = [round(place * (len(chunks) - 1) / (count - 1)) for place in range(count)]
     rows = [chunks.tokens[chunks.starts[pick] : chunks.starts[pick + 1]] for pick in picks]
-    import numpy as np
-
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     return TokenChunks(np.concatenate(rows), starts, chunks.pad_token_id)
 
