@@ -35,7 +35,7 @@ import torch
 import nas
 from nas.export.export import export_model
 from nas.export.onnx_graph import build_graph, without_unread_positions
-from nas.export.task_head import TaskHead, TaskSpec
+from nas.export.task_head import TaskHead
 from nas.finish.model import load_model
 from nas.progress import LineProgress
 from search_spaces.architecture import Architecture, TextSpec
@@ -45,6 +45,7 @@ from supernet.encoder import Encoder
 from supernet.evaluate import TeacherAgreement
 from supernet.extract import extract
 from supernet.model import select_layers
+from supernet.task_spec import TaskSpec
 
 TASKS = ("movie-sentiment", "noun-supersense", "verse-paraphrase", "tweet-valence", "brown-pos")
 SHARES = {"third": 1 / 3, "half": 1 / 2}

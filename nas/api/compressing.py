@@ -11,7 +11,7 @@ from nas.progress import Progress
 
 if TYPE_CHECKING:
     from nas.finish.companion import Companion
-    from nas.finish.task import TaskOptions
+    from supernet.task_spec import TaskOptions
 
 MODES = ("dynamic", "static", "qat")
 
@@ -145,7 +145,7 @@ def prune(
         InvalidInputError: An input breaks a law, the folder is occupied, or the loss is no longer finite.
     """
     from nas.finish.prune import PruneConfig, Pruning
-    from nas.finish.task import TaskOptions
+    from supernet.task_spec import TaskOptions
 
     config = PruneConfig(sparsity, pattern, scope, criterion)  # type: ignore[arg-type]  # checked by PruneConfig
     options = TaskOptions(None, text, text_pair, label, seq_len)
@@ -205,7 +205,7 @@ def quantize(
         raise unknown_name("mode", mode, MODES)
     check_bounds(steps=steps, batch_size=batch_size, lr=lr, seed=seed, seq_len=seq_len)
     from nas.finish.quantize import Rounding, quantize_model
-    from nas.finish.task import TaskOptions
+    from supernet.task_spec import TaskOptions
 
     options = TaskOptions(None, text, text_pair, label, seq_len)
     if mode != "qat":

@@ -218,8 +218,8 @@ def evaluate(
     from nas.finish.exit_evaluation import ExitRun, open_exits
     from nas.finish.exit_folder import is_adaptive
     from nas.finish.model import load_task_model
-    from nas.finish.task import load_split
     from nas.progress import ended
+    from supernet.task import load_split
 
     with ended(progress) as said:
         said.start("reading model and task")
@@ -297,6 +297,6 @@ def predict(
 def _options(kind: str | None, text: str | None, text_pair: str | None, label: str | None, seq_len: int | None) -> Any:
     if kind is not None and kind not in KINDS:
         raise InvalidInputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    from nas.finish.task import TaskOptions
+    from supernet.task_spec import TaskOptions
 
     return TaskOptions(kind, text, text_pair, label, seq_len)  # type: ignore[arg-type]  # checked above

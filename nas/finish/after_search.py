@@ -18,12 +18,10 @@ from nas.devices.resolve import resolve
 from nas.errors import InvalidInputError
 from nas.export.card import CardFacts, ExportReport, write_card
 from nas.export.export import export_model
-from nas.export.task_head import TaskSpec
 from nas.finish.distillation import label_order
 from nas.finish.finetune import FinetuneConfig, Finetuned, finetune, unfinished
 from nas.finish.heads import new_head
 from nas.finish.model import TaskModel, load_model, load_task_model, save_task_model
-from nas.finish.task import TaskOptions, load_task
 from nas.finish.training import LoopConfig
 from nas.progress import Progress
 from nas.rundir import RunDir
@@ -37,6 +35,8 @@ from supernet.adapt import load_adapted
 from supernet.checkpoint import SHIPPED, load_supernet
 from supernet.encoder import Encoder
 from supernet.extract import extract
+from supernet.task import load_task
+from supernet.task_spec import TaskOptions, TaskSpec
 from supernet.teacher import load_tokenizer
 
 EPOCHS, TEACHER_EPOCHS, DISTIL_EPOCHS = 4.0, 3.0, 1.0

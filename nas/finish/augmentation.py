@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import InvalidInputError
-from nas.finish.examples import IGNORED, Examples
+from supernet.examples import IGNORED, Examples
 
 SHARE = 0.15
 MAX_COPIES = 20

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from nas.finish.distillation import recorded
-from nas.finish.examples import Examples, TaskBatch
 from supernet.data import Batch, Masking, TokenChunks, mask_tokens
 from supernet.encoder import ACTIVATIONS, Encoder
+from supernet.examples import Examples, TaskBatch
 from supernet.losses import masked_token_loss, unexplained
 
 TEMPERATURE = 2.0

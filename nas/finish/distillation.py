@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.errors import InvalidInputError
-from nas.export.task_head import TaskSpec
-from nas.finish.examples import Examples, TaskBatch
 from nas.finish.model import TaskModel
 from search_spaces.architecture import Architecture
 from supernet.encoder import Encoder
+from supernet.examples import Examples, TaskBatch
 from supernet.losses import unexplained
 from supernet.model import select_layers
 from supernet.narrow import take
+from supernet.task_spec import TaskSpec
 
 MAX_STATES_BYTES = 2_000_000_000
 _BATCH = 64

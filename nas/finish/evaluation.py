@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from nas.errors import InvalidInputError
 from nas.export.onnx_graph import INPUT_NAMES, LOGITS_NAME, POSITIONS_NAME
-from nas.export.task_head import TaskSpec
-from nas.finish.examples import Examples, TaskBatch
-from nas.finish.metrics import score
 from nas.finish.model import TaskModel
+from supernet.examples import Examples, TaskBatch
+from supernet.task_metrics import score
+from supernet.task_spec import TaskSpec
 
 BATCH_SIZE = 64
 

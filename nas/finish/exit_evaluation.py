@@ -6,12 +6,12 @@ import numpy as np
 
 from nas.export.onnx_graph import INPUT_NAMES
 from nas.finish.evaluation import Logits
-from nas.finish.examples import TaskBatch
 from nas.finish.exit_export import load_exits
 from nas.finish.exit_model import TorchLayers
 from nas.finish.exits import Layers, OnnxLayers, run
 from nas.finish.halting import Policy
 from nas.finish.model import TaskModel
+from supernet.examples import TaskBatch
 from supernet.teacher import load_tokenizer
 
 _SMALLEST = 1e-30

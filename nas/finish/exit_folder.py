@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import InvalidInputError
-from nas.export.task_head import Activation, Pooling, TaskSpec
+from nas.export.task_head import Activation, Pooling
 from nas.finish.exit_layers import layers_of
 from nas.finish.halting import Policy, policy_from_dict
 from search_spaces.architecture import Architecture, TextSpec
+from supernet.task_spec import TaskSpec
 
 SCHEMA_VERSION = 1
 DESCRIPTION_FILE = "exits.json"

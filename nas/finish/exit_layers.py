@@ -5,9 +5,9 @@ stands behind each. Of BERT these are its layers; a chain of blocks of several w
 """
 
 from nas.errors import InvalidInputError
-from nas.export.task_head import TaskSpec
 from search_spaces.architecture import Architecture, Attention, Block, SepConv
 from search_spaces.steps import Step, steps
+from supernet.task_spec import TaskSpec
 
 
 def layers_of(architecture: Architecture) -> tuple[tuple[Step, ...], ...]:

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.export.task_head import Activation, Pooling, TaskSpec
+from nas.export.task_head import Activation, Pooling
 from nas.finish.exit_layers import check_can_exit, layers_of
 from nas.finish.heads import Head
 from supernet.encoder import Encoder, check_text, key_mask
 from supernet.losses import pool
+from supernet.task_spec import TaskSpec
 
 #: Gates begin at sigmoid(2) = 0.88, nearly open: at one half each, deep layers would hardly count and learn nothing.
 GATE_BIAS = 2.0

@@ -28,7 +28,6 @@ from nas.export.export import encoder_weights
 from nas.export.onnx_graph import build_graph
 from nas.export.task_head import Pooling
 from nas.finish.evaluation import evaluate, torch_run
-from nas.finish.examples import Examples
 from nas.finish.exit_curves import (
     Answers,
     Point,
@@ -50,11 +49,13 @@ from nas.finish.exits import AdaptiveModel, Batch, padded, run
 from nas.finish.finetune import FinetuneConfig, check_free, finetune, unfinished
 from nas.finish.halting import Dact, Policy
 from nas.finish.model import TaskModel, has_head, load_model, load_task_model
-from nas.finish.task import Task, TaskOptions, load_task
 from nas.finish.training import LoopConfig
 from nas.progress import Progress, ended
 from nas.rundir import RunDir
 from search_spaces.files import write_atomic
+from supernet.examples import Examples
+from supernet.task import Task, load_task
+from supernet.task_spec import TaskOptions
 from supernet.teacher import weights_digest
 
 METHODS = ("dact", "pabee", "confidence")
@@ -124,7 +125,7 @@ def make_exits(
 
     Args:
         source: A task model of this task, or an encoder, which is fine-tuned first.
-        task_source: A file, folder or hub id, see :func:`nas.finish.task.load_task`.
+        task_source: A file, folder or hub id, see :func:`supernet.task.load_task`.
         out: The folder; must be absent or empty. ``OUT.unfinished`` beside it holds the run until then.
         request: What is asked for.
         options: What is named of the task.

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from nas.export.task_head import Pooling
-from nas.finish.examples import Examples, TaskBatch
 from nas.finish.exit_curves import Answers
 from nas.finish.exit_model import ExitModel
 from nas.finish.halting import Dact, replay
 from nas.finish.model import TaskModel
-from nas.finish.task import Task
 from nas.finish.training import History, Hooks, LoopConfig, train
 from nas.progress import Progress
+from supernet.examples import Examples, TaskBatch
+from supernet.task import Task
 from supernet.teacher import weights_digest
 
 #: How many times as fast as the backbone fresh heads and gates learn.

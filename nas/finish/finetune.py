@@ -22,14 +22,16 @@ from nas.finish.augmentation import augmented
 from nas.finish.companion import Beside, Companion, Locked
 from nas.finish.distillation import HiddenMaps, Lessons, ask, label_order, match_layers
 from nas.finish.evaluation import Evaluation, evaluate, torch_run
-from nas.finish.examples import Examples, TaskBatch
-from nas.finish.heads import label_loss, new_head, teacher_loss
-from nas.finish.metrics import choose_metric
+from nas.finish.heads import new_head
 from nas.finish.model import TaskModel, has_head, load_model, load_task_model, save_task_model
 from nas.finish.report import write_report
-from nas.finish.task import Task, TaskOptions, load_task
 from nas.finish.training import History, Hooks, LoopConfig, train
 from nas.progress import Progress, ended
+from supernet.examples import Examples, TaskBatch
+from supernet.task import Task, load_task
+from supernet.task_losses import label_loss, teacher_loss
+from supernet.task_metrics import choose_metric
+from supernet.task_spec import TaskOptions
 from supernet.teacher import weights_digest
 
 
@@ -108,7 +110,7 @@ def finetune(
 
     Args:
         source: An encoder's folder or hub id; a head that stands on it is kept where it answers this task.
-        task_source: A file, folder or hub id, see :func:`nas.finish.task.load_task`.
+        task_source: A file, folder or hub id, see :func:`supernet.task.load_task`.
         out: The folder; must be absent or empty. ``OUT.unfinished`` beside it holds the run until then.
         config: How to train.
         options: What is named of the task.

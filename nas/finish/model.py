@@ -23,11 +23,12 @@ from nas.export.card import CardFacts, ExportReport
 from nas.export.export import WriteInt8, export_task_model
 from nas.export.huggingface import hub_weights
 from nas.export.int8 import quantize
-from nas.export.task_head import Activation, Pooling, TaskSpec
+from nas.export.task_head import Activation, Pooling
 from nas.finish.heads import Head
 from search_spaces.architecture import SCHEMA_VERSION, Architecture, TextSpec
 from supernet.checkpoint import load_state, read_tensors
 from supernet.encoder import Encoder
+from supernet.task_spec import TaskSpec
 from supernet.teacher import load_teacher, load_tokenizer
 
 _CHAIN = "chain_encoder"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas.errors import InvalidInputError
-from nas.export.task_head import TaskSpec
 from nas.finish.evaluation import Logits, Run, logits_of, probabilities
-from nas.finish.examples import IGNORED, Examples, encode_texts, encode_words
 from nas.finish.model import TaskModel
+from supernet.examples import IGNORED, Examples, encode_texts, encode_words
+from supernet.task_spec import TaskSpec
 
 BATCH_SIZE = 32
 

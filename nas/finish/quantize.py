@@ -24,17 +24,18 @@ from nas.export.export import WriteInt8, encoder_weights, export_model
 from nas.export.int8 import Int8Matrix, quantize, quantize_static
 from nas.export.qdq import quantize_as_trained
 from nas.finish.companion import Beside
-from nas.finish.examples import Examples
 from nas.finish.fake_quant import TABLE_LEVELS, insert, int8_matrix, remove, row_scale
 from nas.finish.finetune import check_free
 from nas.finish.model import LoadedEncoder, TaskModel, has_head, load_model, load_task_model, save_task_model
 from nas.finish.sparsity import Lock, SparsityFacts, prunable, read_lock, write_lock
 from nas.finish.storage import StoredSizes, write_sparse
-from nas.finish.task import TaskOptions, load_task
 from nas.finish.training import Hooks
 from nas.progress import Progress, ended
 from supernet.data import tokenise
 from supernet.encoder import Encoder
+from supernet.examples import Examples
+from supernet.task import load_task
+from supernet.task_spec import TaskOptions
 
 Mode = Literal["dynamic", "static", "qat"]
 SIZES_FILE = "sizes.json"

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from analysis.page import figure_html, page, table_html
 from analysis.plots import BLUE, GREEN, GREY, ORANGE
 from nas.finish.evaluation import Evaluation, flat
-from nas.finish.metrics import confusion
-from nas.finish.task import Task
 from nas.finish.training import History
 from search_spaces.files import write_atomic
+from supernet.task import Task
+from supernet.task_metrics import confusion
 
 _MOST_POINTS = 1000
 _COLOURS = {"label": BLUE, "teacher": ORANGE, "hidden": GREEN}

@@ -4,7 +4,7 @@ A step gives the loop what is trained and what it means, and gets back the histo
 
     history = train(
         module,                    # nn.Module: all that is learnt or must survive a kill (model, maps, buffers)
-        examples,                  # nas.finish.examples.Examples to learn from
+        examples,                  # supernet.examples.Examples to learn from
         loss,                      # (TaskBatch) -> {"label": Tensor, ...}: named parts; their sum is minimised
         evaluate,                  # () -> {"accuracy": 0.9, ...} on validation text, the module in evaluation mode;
                                    # None keeps the last weights
@@ -39,9 +39,9 @@ from torch import Tensor, nn
 from nas.errors import InvalidInputError
 from nas.finish.checkpoint import Checkpoint
 from nas.finish.checkpoint import History as History
-from nas.finish.examples import BatchOrder, Examples, TaskBatch
 from nas.progress import Progress, SilentProgress
 from supernet.checkpoint import load_state
+from supernet.examples import BatchOrder, Examples, TaskBatch
 from supernet.precision import choose_precision
 
 CHECKPOINT_EVERY_S = 60.0

@@ -11,13 +11,14 @@ from nas.devices.resolve import Device, resolve
 from nas.devices.target import Target
 from nas.errors import InvalidInputError
 from nas.export.onnx_graph import without_unread_positions
-from nas.export.task_head import TaskHead, TaskSpec
+from nas.export.task_head import TaskHead
 from nas.search.request import GoalRequest, SearchRequest
 from nas.search.samplers import check_sampler_suits
 from search_spaces.architecture import Architecture
 from search_spaces.chain_space import ChainSpace
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space
+from supernet.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from supernet.checkpoint import LoadedSupernet

@@ -16,9 +16,10 @@ from nas.devices.torch_workload import TorchWorkload, run_program, run_torch, to
 from nas.errors import DeviceNotAvailableError, InconclusiveMeasurementError, InvalidInputError
 from nas.export.huggingface import model_class, write_folder
 from nas.export.modeling_chain_encoder import ChainEncoderModel
-from nas.export.task_head import TaskHead, TaskSpec, stock_activation
+from nas.export.task_head import TaskHead, stock_activation
 from search_spaces.architecture import Architecture, TextSpec
 from supernet.encoder import Encoder
+from supernet.task_spec import TaskSpec
 
 SEQ_LEN = 32
 TEXT = timing_text(TextSpec(), SEQ_LEN)

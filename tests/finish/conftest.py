@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from finish_cases import SMALL, TEXT, war_or_peace, write_rows
+from finish_cases import SMALL
+from task_cases import TEXT, war_or_peace, write_rows
 
 from nas.cli.main import main
 from nas.export.export import export_model

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from nas.export.task_head import TaskSpec
 from nas.finish.exit_model import ExitModel
 from search_spaces.architecture import Architecture, Attention, Block, FeedForward, SepConv, TextSpec
 from supernet.encoder import Encoder
+from supernet.task_spec import TaskSpec
 
 TEXT = TextSpec(vocab_size=600, max_positions=64)
 SPEC = TaskSpec("classification", ("bad", "so so", "good"), is_pair=False, max_tokens=64)

@@ -7,8 +7,6 @@ from exit_cases import EXIT_SHAPES, SPEC, TEXT, exit_model, padded_batch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from nas.errors import InvalidInputError
-from nas.export.task_head import TaskSpec
-from nas.finish.examples import Examples
 from nas.finish.exit_curves import Answers, Point, area, chosen, dact_points
 from nas.finish.exit_layers import layers_of
 from nas.finish.exit_model import ExitModel, TorchLayers
@@ -17,10 +15,12 @@ from nas.finish.exits import run
 from nas.finish.halting import Confidence, Dact, Patience, replay
 from nas.finish.heads import new_head
 from nas.finish.model import TaskModel
-from nas.finish.task import Task
 from nas.finish.training import LoopConfig
 from search_spaces.architecture import Architecture, Attention, Block, FeedForward, SepConv
 from supernet.encoder import Encoder
+from supernet.examples import Examples
+from supernet.task import Task
+from supernet.task_spec import TaskSpec
 
 POLICIES = {
     "margin": Dact("margin"),

@@ -3,7 +3,7 @@ import random
 
 import pytest
 import torch
-from finish_cases import TEXT, numbers_and_words, tokenizer_of, write_rows
+from task_cases import TEXT, numbers_and_words, tokenizer_of, write_rows
 
 import nas
 from nas.errors import InvalidInputError
@@ -12,12 +12,13 @@ from nas.finish.augmentation import augmented
 from nas.finish.distillation import HiddenMaps, ask, match_layers, recorded
 from nas.finish.evaluation import logits_of, torch_run
 from nas.finish.finetune import unfinished
-from nas.finish.heads import teacher_loss
 from nas.finish.model import load_task_model
-from nas.finish.task import TaskOptions, load_task
 from nas.progress import SilentProgress
 from search_spaces.architecture import Architecture
 from supernet.encoder import Encoder
+from supernet.task import load_task
+from supernet.task_losses import teacher_loss
+from supernet.task_spec import TaskOptions
 
 QUICK = {"epochs": 8, "lr": 4e-3, "batch_size": 16}
 

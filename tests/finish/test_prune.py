@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from finish_cases import CLASSES, SMALL, task_model, war_or_peace, write_rows
+from finish_cases import SMALL, task_model
 from sparse_cases import build_encoder, token_batch
+from task_cases import CLASSES, war_or_peace, write_rows
 
 from nas.errors import InvalidInputError
 from nas.export.export import export_model

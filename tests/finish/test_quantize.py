@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from finish_cases import CLASSES, SMALL, TEXT, task_model, war_or_peace, write_rows
+from finish_cases import SMALL, task_model
 from safetensors.numpy import load_file
+from task_cases import CLASSES, TEXT, war_or_peace, write_rows
 
 import nas
 from nas.cli.main import main

@@ -7,17 +7,18 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from finish_cases import CLASSES, NUMBER, SMALL, TAGS, TEXT, task_model
+from finish_cases import SMALL, task_model
+from task_cases import CLASSES, NUMBER, TAGS, TEXT
 
 from nas.errors import InvalidInputError
 from nas.export.onnx_graph import INPUT_NAMES, build_graph
 from nas.export.task_head import TaskHead
 from nas.finish.evaluation import OnnxRun, logits_of, torch_run
-from nas.finish.examples import encode_words
 from nas.finish.heads import new_head
 from nas.finish.model import load_model, load_task_model, save_task_model
 from search_spaces.architecture import Architecture, Attention, Block, FeedForward, SepConv
 from supernet.encoder import Encoder
+from supernet.examples import encode_words
 
 NARROW = Architecture.bert(3, 32, 64, 2, num_narrow_layers=2)
 CHAIN = Architecture(24, (Block(32, (Attention(2, 16), SepConv(3))), Block(28, (FeedForward(40), Attention(2, 10)))))

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from nas.errors import InvalidInputError
-from nas.finish.examples import BatchOrder, Examples
 from nas.finish.training import Hooks, LoopConfig, train, warm_up_and_decay
+from supernet.examples import BatchOrder, Examples
 
 CONFIG = LoopConfig(epochs=3, batch_size=8, learning_rate=0.05, fresh=("head",), metric="good")
 

@@ -12,13 +12,16 @@ from search_spaces.space import SearchSpace
 from supernet.checkpoint import load_supernet
 from supernet.data import Batch, Masking
 from supernet.distil import Teaching, encoder_states
+from supernet.evaluate import TeacherAgreement, similarity_agreement
 from supernet.inherit import initialise_from
 from supernet.losses import attention_scores
+from supernet.material import read_material
 from supernet.model import Supernet, SupernetConfig
 from supernet.objectives import OBJECTIVES, LossWeights, check_losses
+from supernet.pooling import pooling_of, text_states
 from supernet.start import check_training
 from supernet.teacher import load_teacher
-from supernet.train import train
+from supernet.train import make_reference, train
 from supernet.trainer import TrainingConfig
 
 KD_SPACE = SearchSpace("kd", (1, 2, 3), (32, 64), (64, 128), num_heads=(4,), head_size=(4, 8, 16))
@@ -138,6 +141,36 @@ def test_narrow_masked_token_loss_is_the_full_one_where_nothing_is_narrow_yet(ba
     expected = supernet.mlm_head(states.hidden[-1][lesson.chosen], supernet.embeddings.word.weight)
     ours = teaching._logits(supernet, narrow, teaching._run(supernet, narrow, lesson), lesson)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("space", "pooling"), [(SPACE, "mean"), (NARROW, "first")])
+def test_what_stands_for_a_text_learns_what_quality_compares_it_with(batch, teacher, corpus, space, pooling):
+    """A subnet whose last states were all that it is taught would agree with the reference wholly, and have no loss."""
+    material = read_material([str(corpus)], teacher, teacher.tokenizer, seq_len=24, max_tokens=20_000)
+    reference = make_reference(teacher.encoder, material.held_out, 64)
+    supernet = Supernet(SupernetConfig(space, teacher.encoder.text, 64))
+    teaching = Teaching(supernet, teacher.encoder, OBJECTIVES["distil"])
+    taught = teaching.teacher_states(teacher.encoder, Batch(reference.input_ids, reference.attention_mask))
+    states = text_states(taught.hidden[-1], reference.attention_mask, teaching.pooling)
+    assert teaching.pooling == pooling == pooling_of(space)
+    assert similarity_agreement(states, reference.teacher_pooled) == pytest.approx(1, abs=1e-6)
+    lesson = teaching._prepare(supernet, teacher.encoder, Batch(*batch), seed=1)
+    assert teaching._distillation(lesson.target, lesson).item() == pytest.approx(0, abs=1e-6)
+    own = encoder_states(teacher.encoder, Batch(*batch), layers=(2,)).hidden[-1]
+    torch.testing.assert_close(lesson.target.hidden[-1][:, 1:], own[:, 1:])
+
+
+def test_position_0_of_a_narrow_space_learns_to_stand_for_the_text(tmp_path, teacher_dir, corpus):
+    def agreement(steps):
+        config = replace(CONFIG, steps=steps, batch_size=16)
+        out = tmp_path / str(steps)
+        train(out, space=NARROW, corpora=[str(corpus)], config=config, teacher=str(teacher_dir))
+        by_first = TeacherAgreement(load_supernet(out), "first")
+        narrow = {"num_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_narrow_layers": 2}
+        return [by_first(shape) for shape in (NARROW.largest(), NARROW.build(narrow))]
+
+    for before, after in zip(agreement(1), agreement(60), strict=True):
+        assert after > before + 0.05
 
 
 @pytest.mark.parametrize(
