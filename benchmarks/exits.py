@@ -1,7 +1,8 @@
 """DACT, PABEE patience and calibrated confidence on one fine-tuned backbone: accuracy over layers, time and areas.
 
     NAS_DATA=DIR python benchmarks/exits.py --work DIR [--tasks movie-sentiment ...] [--seeds 0 1 2] [--json FILE]
-        [--model DIR] [--taus 0.02 0.05 0.1] [--epochs 3] [--exit-epochs 3] [--train-rows N] [--timed 100]
+        [--model DIR | --subnet LAYERS WIDTH] [--taus 0.02 0.05 0.1] [--epochs 3] [--exit-epochs 3] [--train-rows N]
+        [--judged-rows N] [--timed 100]
 
 For each task and seed the backbone is fine-tuned once; every method is taught from it with the same recipe. Settings
 are chosen on the validation split: of DACT the tau that takes the fewest layers at no less than the fine-tuned model's
@@ -25,12 +26,17 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import torch
+from small_task import task_file
 
 import nas
+from nas.export.export import export_model
 from nas.finish.exit_folder import read_description
 from nas.finish.exits import AdaptiveModel
 from nas.finish.halting import RULES, Dact
 from nas.progress import LineProgress
+from search_spaces.architecture import Architecture
+from supernet.checkpoint import load_supernet
+from supernet.extract import extract
 
 TASKS = ("movie-sentiment", "verse-paraphrase", "noun-supersense")
 NUM_ALONE = 200
@@ -45,15 +51,18 @@ def main() -> None:
     parser.add_argument("--taus", type=float, nargs="+", default=[0.02, 0.05, 0.1])
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--exit-epochs", type=float, default=3)
+    parser.add_argument("--subnet", type=int, nargs=2, default=None, help="or so many layers and units of the shipped")
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--exit-lr", type=float, default=None, help="default: --lr")
     parser.add_argument("--train-rows", type=int, default=None, help="use only so many training rows")
+    parser.add_argument("--judged-rows", type=int, default=None, help="and so many to validate, and to test")
     parser.add_argument("--timed", type=int, default=100, help="texts that are timed")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = []
     for task in options.tasks:
-        data = task_file(task, options.work, options.train_rows)
+        data = task_file(task, options.work, train_rows=options.train_rows, judged_rows=options.judged_rows)
         for seed in options.seeds:
             folder = options.work / task / str(seed)
             result = summary(data, folder, options, seed)
@@ -63,25 +72,12 @@ def main() -> None:
     report(results, options)
 
 
-def task_file(task: str, work: Path, train_rows: int | None) -> Path:
-    """The task's file, or one with some of the training rows alone."""
-    source = Path(os.environ.get("NAS_DATA", "../shared/data")) / "tasks" / f"{task}.parquet"
-    if train_rows is None:
-        return source
-    frame = pd.read_parquet(source)
-    train = frame[frame["split"] == "train"].sample(frac=1, random_state=0).head(train_rows)
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / f"{task}-{train_rows}.parquet"
-    pd.concat([train, frame[frame["split"] != "train"]]).to_parquet(path)
-    return path
-
-
 def summary(data: Path, folder: Path, options, seed: int) -> dict:
     """Fine-tunes and teaches exits, unless that was done before; what ``nas exits`` found, and which are chosen."""
     if not (folder / "task-model").exists():
         folder.mkdir(parents=True, exist_ok=True)
         nas.finetune(
-            options.model or packaged_model(),
+            encoder(options),
             folder / "task-model",
             task=str(data),
             epochs=options.epochs,
@@ -97,7 +93,7 @@ def summary(data: Path, folder: Path, options, seed: int) -> dict:
             task=str(data),
             taus=options.taus,
             epochs=options.exit_epochs,
-            lr=options.lr,
+            lr=options.exit_lr or options.lr,
             seed=seed,
             timed=options.timed,
             resume=True,
@@ -106,6 +102,19 @@ def summary(data: Path, folder: Path, options, seed: int) -> dict:
     found = json.loads((folder / "exits" / "summary.json").read_text())
     whole = json.loads((folder / "task-model" / "finetune.json").read_text())["validation"]["accuracy"]
     return {**found, "chosen": chosen(found["models"], folder / "exits", whole)}
+
+
+def encoder(options) -> str | Path:
+    """What is fine-tuned: a folder that is given, a subnet of the shipped supernet, or the packaged teacher."""
+    if options.subnet is None:
+        return options.model or packaged_model()
+    num_layers, width = options.subnet
+    folder = options.work / f"L{num_layers}-D{width}"
+    if not folder.exists():
+        loaded = load_supernet()
+        subnet = extract(loaded.supernet, Architecture.bert(num_layers, width, 4 * width, width // 32))
+        export_model(subnet, loaded.tokenizer_dir, folder)
+    return folder
 
 
 def packaged_model() -> str:

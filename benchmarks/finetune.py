@@ -2,6 +2,7 @@
 
     NAS_DATA=DIR python benchmarks/finetune.py --work DIR [--tasks movie-sentiment ...] [--seeds 0 1 2] [--json FILE]
         [--teacher DIR] [--teacher-epochs 3] [--epochs 6] [--distil-epochs 2] [--augment 1] [--train-rows N]
+        [--judged-rows N] [--models third half ...]
 
 For each task and seed, all with the same recipe and the same fine-tuned teacher to learn from:
 
@@ -12,8 +13,9 @@ For each task and seed, all with the same recipe and the same fine-tuned teacher
 
 Latency is that of the exported ONNX task model, head included: one text, one thread, processor time, the models taking
 turns; stated as the median over rounds of the ratio to the teacher's in the same round. Accuracy is the task's usual
-figure on the test split. Printed are means over seeds with their standard deviation, and the share of the teacher's.
-What is done stays in ``--work``; a run that was interrupted goes on from there.
+figure on the test split, in float32 and of the int8 file. Printed are means over seeds with their standard deviation,
+the share of the teacher's, and the points that int8 loses. What is done stays in ``--work``; a run that was interrupted
+goes on from there. Without its ``encoders/latency.json`` latency is measured again.
 """
 
 import argparse
@@ -31,6 +33,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import torch
+from small_task import figures, task_file
 
 import nas
 from nas.export.export import export_model
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--distil-epochs", type=float, default=2)
     parser.add_argument("--augment", type=int, default=1)
     parser.add_argument("--train-rows", type=int, default=None, help="use only so many training rows")
+    parser.add_argument("--judged-rows", type=int, default=None, help="and so many to validate, and to test")
     parser.add_argument("--models", nargs="+", default=None, help="only these, e.g. third half")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
@@ -76,7 +80,7 @@ def main() -> None:
     wanted = options.models or [f"{share}{kind}" for share in SHARES for kind in ("", ", scratch", ", cut")]
     rows = []
     for task in options.tasks:
-        data = task_file(task, options.work, options.train_rows)
+        data = task_file(task, options.work, train_rows=options.train_rows, judged_rows=options.judged_rows)
         for seed in options.seeds:
             folder = options.work / task / str(seed)
             taught = finetuned(teacher, data, folder / "teacher", options, seed, teacher=None)
@@ -94,34 +98,27 @@ def packaged_teacher() -> str:
     return str(get_model_path())
 
 
-def task_file(task: str, work: Path, train_rows: int | None) -> Path:
-    """The task's file, or one with the first training rows alone."""
-    source = Path(os.environ.get("NAS_DATA", "../shared/data")) / "tasks" / f"{task}.parquet"
-    if train_rows is None:
-        return source
-    frame = pd.read_parquet(source)
-    train = frame[frame["split"] == "train"].sample(frac=1, random_state=0).head(train_rows)
-    path = work / f"{task}-{train_rows}.parquet"
-    pd.concat([train, frame[frame["split"] != "train"]]).to_parquet(path)
-    return path
-
-
 def write_encoders(folder: Path, teacher: str) -> Path:
-    """The encoders to start from, and ``latency.json`` with their share of the teacher's time; once."""
-    if (folder / "latency.json").exists():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    supernet, source = load_supernet(), load_model(teacher)
-    shapes = chosen_shapes(supernet, source.encoder.architecture)
-    for share, architecture in shapes.items():
-        torch.manual_seed(0)
-        scratch, cut = fresh(architecture, supernet.text), every_other_layer(source.encoder, CUTS[share])
-        export_model(extract(supernet.supernet, architecture), supernet.tokenizer_dir, folder / share)
-        export_model(scratch, supernet.tokenizer_dir, folder / f"{share}, scratch")
-        export_model(cut, supernet.tokenizer_dir, folder / f"{share}, cut")
-    cuts = {f"{share}, cut": with_layers(source.encoder.architecture, CUTS[share]) for share in SHARES}
-    ratios = latency_ratios(source.encoder.architecture, shapes | cuts)
-    (folder / "latency.json").write_text(json.dumps(ratios, indent=1))
+    """The encoders to start from, and ``latency.json`` with their share of the teacher's time; each once."""
+    source = load_model(teacher)
+    if not (folder / "shapes.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        supernet = load_supernet()
+        shapes = chosen_shapes(supernet, source.encoder.architecture)
+        for share, architecture in shapes.items():
+            torch.manual_seed(0)
+            scratch, cut = fresh(architecture, supernet.text), every_other_layer(source.encoder, CUTS[share])
+            export_model(extract(supernet.supernet, architecture), supernet.tokenizer_dir, folder / share)
+            export_model(scratch, supernet.tokenizer_dir, folder / f"{share}, scratch")
+            export_model(cut, supernet.tokenizer_dir, folder / f"{share}, cut")
+        shapes |= {f"{share}, cut": with_layers(source.encoder.architecture, CUTS[share]) for share in SHARES}
+        facts = {name: shape.to_dict() for name, shape in shapes.items()}
+        (folder / "shapes.json").write_text(json.dumps(facts, indent=1))
+    if not (folder / "latency.json").exists():
+        written = json.loads((folder / "shapes.json").read_text())
+        shapes = {name: Architecture.from_dict(facts) for name, facts in written.items()}
+        ratios = latency_ratios(source.encoder.architecture, shapes)
+        (folder / "latency.json").write_text(json.dumps(ratios, indent=1))
     return folder
 
 
@@ -220,10 +217,11 @@ def finetuned(source, data: Path, out: Path, options, seed: int, *, teacher: Pat
         out.parent.mkdir(parents=True, exist_ok=True)
         nas.finetune(source, out, task=str(data), seed=seed, resume=True, progress=LineProgress(), **recipe)
     summary = json.loads((out / "finetune.json").read_text())
-    metric = summary["config"]["metric"]
+    metric, found = summary["config"]["metric"], figures(out, data)
     return {
         "metric": metric,
-        "test": summary["test"][metric],
+        "test": found["float32"],
+        "int8": found["int8"],
         "validation": summary["validation"][metric],
         "elapsed_s": summary["elapsed_s"],
     }
@@ -233,16 +231,22 @@ def report(frame: pd.DataFrame, options) -> None:
     latency = json.loads((options.work / "encoders" / "latency.json").read_text())
     teacher = frame[frame["model"] == "teacher"].set_index(["task", "seed"])["test"]
     frame["share"] = [row.test / teacher[row.task, row.seed] for row in frame.itertuples()]
-    print(f"{'task':18}{'model':16}{'latency':>9}{'test':>9}{'sd':>8}{'of teacher':>12}{'sd':>8}")
-    spread = frame.groupby(["task", "model"], sort=False)[["test", "share"]].agg(["mean", "std"])
+    frame["lost"] = 100 * (frame["test"] - frame["int8"])
+    print(f"{'task':18}{'model':16}{'latency':>9}{'test':>9}{'sd':>8}{'of teacher':>12}{'sd':>8}{'int8 loses':>12}")
+    spread = frame.groupby(["task", "model"], sort=False)[["test", "share", "lost"]].agg(["mean", "std"])
     for (task, model), row in spread.iterrows():
         place = latency.get(model) or latency.get(model.removesuffix(", scratch"))
         ratio = "1" if place is None else f"{place['ratio']:.3f}"
-        figures = [row["test", "mean"], row["test", "std"], row["share", "mean"], row["share", "std"]]
-        print(f"{task:18}{model:16}{ratio:>9}{figures[0]:9.4f}{figures[1]:8.4f}{figures[2]:12.2%}{figures[3]:8.2%}")
+        test = f"{row['test', 'mean']:9.4f}{row['test', 'std']:8.4f}"
+        share = f"{row['share', 'mean']:12.2%}{row['share', 'std']:8.2%}"
+        print(f"{task:18}{model:16}{ratio:>9}{test}{share}{row['lost', 'mean']:12.2f}")
     shares = frame.groupby(["model", "seed"], sort=False)["share"].mean().groupby("model", sort=False)
     for model, share in shares.agg(["mean", "std"]).iterrows():
         print(f"mean over tasks: {model:16} {share['mean']:.2%} (sd over seeds {share['std']:.2%})")
+    lost = frame["lost"]
+    print(
+        f"int8 loses {lost.mean():.2f} points over {len(lost)} models (sd {lost.std():.2f}, at most {lost.max():.2f})"
+    )
     if options.json:
         facts = {
             "options": {name: str(value) for name, value in vars(options).items()},
