@@ -1,6 +1,6 @@
 """How much faster is NarrowBERT than the full model, when it classifies a text and when it is pre-trained?
 
-    python benchmarks/narrowbert.py inference [--hidden-size 312] [--seq-len 512] [--rounds 20] [--json narrowbert.json]
+    python benchmarks/narrowbert.py inference [--hidden-size 312] [--seq-len 512] [--batch-size 1] [--rounds 20]
     python benchmarks/narrowbert.py pretraining [--hidden-size 312] [--batch-size 4] [--rounds 5] [--device cuda]
 
 Twelve layers with random weights: the full model, SparseQueries {k, sf}:{12-k, sf} with k = 1..4 full layers, and
@@ -18,7 +18,8 @@ by how many times more they are than the full model's in the same round: the med
 Counted is the time on the processor, which others on a shared machine disturb less; with ``--device cuda`` wall time.
 
 Published for BERT-base at T 512 on a GPU (Li et al., 2023, arXiv 2301.04761), k = 1..4: inference 4.64, 3.49, 2.79,
-2.33 times, pre-training 2.47, 2.34, 2.15, 1.63 times.
+2.33 times, pre-training 2.47, 2.34, 2.15, 1.63 times. With one text at a time a narrow layer reads all its weights for
+one position, which takes longer than computing with them; several texts at a time share that.
 """
 
 import argparse
@@ -194,17 +195,18 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--full-layers", type=int, nargs="+", default=[1, 2, 3, 4], metavar="K")
     parser.add_argument("--runtimes", nargs="+", choices=["torch", "onnxruntime"], default=["torch", "onnxruntime"])
-    parser.add_argument("--batch-size", type=int, default=4, help="Texts a step of pre-training; inference has one.")
+    parser.add_argument("--batch-size", type=int, help="Texts at a time: 1 of inference by default, 4 of pre-training.")
     parser.add_argument("--device", default="cpu", help="Of pre-training: cpu or cuda.")
     parser.add_argument("--rounds", type=int, help="20 of inference by default, 5 of pre-training.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.rounds = options.rounds or {"inference": 20, "pretraining": 5}[options.part]
+    options.batch_size = options.batch_size or {"inference": 1, "pretraining": 4}[options.part]
     torch.set_num_threads(1)
     versions = f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {platform.machine()}"
     print(
-        f"{NUM_LAYERS} layers, hidden size {options.hidden_size}, {options.num_heads} heads, {options.seq_len} tokens, "
-        f"one thread, {options.rounds} rounds; {versions}"
+        f"{NUM_LAYERS} layers, hidden size {options.hidden_size}, {options.num_heads} heads, {options.batch_size} x "
+        f"{options.seq_len} tokens, one thread, {options.rounds} rounds; {versions}"
     )
     facts = {"inference": inference, "pretraining": pretraining}[options.part](options)
     if options.json:
@@ -215,7 +217,7 @@ def main() -> None:
 def inference(options: argparse.Namespace) -> dict:
     """Prints the tables of inference, one a runtime."""
     models = forms(options.hidden_size, options.num_heads, options.full_layers)
-    ids = np.random.default_rng(0).integers(5, 30_000, (1, options.seq_len))
+    ids = np.random.default_rng(0).integers(5, 30_000, (options.batch_size, options.seq_len))
     runs = prepare(models, ids, options.runtimes)
     race(runs, 1)
     times = race(runs, options.rounds)
