@@ -29,6 +29,7 @@ from supernet.losses import (
 from supernet.model import States, Supernet, select_layers
 from supernet.narrow import position_index
 from supernet.objectives import LossWeights
+from supernet.pooling import pooling_of, taught_states, text_states
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Teaching(nn.Module):
         self.in_place = in_place
         self.masking = masking
         self.narrow_rate = narrow_rate
+        self.pooling = pooling_of(supernet.config.space)
         width = supernet.largest.hidden_size if teacher is None else teacher.architecture.hidden_size
         self.maps = OutputMaps(supernet.config.space.hidden_size, width)
         self.layers: tuple[int, ...] = ()
@@ -180,7 +182,8 @@ class Teaching(nn.Module):
         if weights.output:
             loss = loss + weights.output * output_loss(states, target, mask, self.maps, lesson.kept)
         if weights.pooled:
-            loss = loss + weights.pooled * pooled_loss(states, target, mask, self.maps)
+            ours = text_states(self.maps(states.hidden[-1]), mask, self.pooling)
+            loss = loss + weights.pooled * pooled_loss(ours, text_states(target.hidden[-1], mask, self.pooling))
         if weights.relation and not is_narrow(states):
             loss = loss + weights.relation * relation_loss(states, target, mask)
         if weights.attention and not is_narrow(states):
@@ -207,8 +210,10 @@ class Teaching(nn.Module):
 
     @torch.no_grad()
     def teacher_states(self, teacher: Encoder, batch: Batch) -> States:
-        """The teacher's states at the layers that correspond to the supernet's."""
-        return encoder_states(teacher, batch, layers=self.layers, with_relations=self.weights.needs_relations)
+        """The teacher's states at the layers that correspond to the supernet's, the last as its subnets learn it."""
+        states = encoder_states(teacher, batch, layers=self.layers, with_relations=self.weights.needs_relations)
+        states.hidden[-1] = taught_states(states.hidden[-1], batch.attention_mask, self.pooling)
+        return states
 
     @torch.no_grad()
     def held_out_loss(

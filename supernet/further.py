@@ -23,6 +23,7 @@ from supernet.losses import unexplained
 from supernet.material import Material
 from supernet.model import States, Supernet, select_layers
 from supernet.partitions import PartitionedSupernet
+from supernet.pooling import pooling_of, taught_states
 from supernet.runlog import RunLog
 from supernet.start import build_supernet, calibrate_start
 from supernet.teacher import reorder_hidden
@@ -146,6 +147,8 @@ def _correlations(ours: Tensor, theirs: Tensor) -> Tensor:
 def unexplained_share(supernet: AnySupernet, architecture: Architecture, material: Material) -> float:
     """The share of the teacher's last states on held-out text that the best linear map of a subnet's does not explain.
 
+    They are the teacher's as the subnet learns them (:func:`supernet.pooling.taught_states`).
+
     The map is fitted on training text, so that models are compared by what they know and not by how well a learned map
     keeps up with them.
 
@@ -155,17 +158,21 @@ def unexplained_share(supernet: AnySupernet, architecture: Architecture, materia
         material: With a teacher, which is moved to the CPU.
     """
     assert material.teacher is not None
-    teacher = material.teacher.encoder.cpu()
+    teacher, pooling = material.teacher.encoder.cpu(), pooling_of(supernet.config.space)
+
+    def taught(ids: Tensor, mask: Tensor) -> Tensor:
+        return taught_states(teacher(ids, mask), mask, pooling)
+
     pairs = []
     for ids, mask in material.calibration(FIT_BATCH, 0):
         real = mask.bool()
-        pairs.append((supernet(architecture, ids, mask, positions=real).hidden[-1][real], teacher(ids, mask)[real]))
+        pairs.append((supernet(architecture, ids, mask, positions=real).hidden[-1][real], taught(ids, mask)[real]))
     linear = nn.Linear(architecture.hidden_size, teacher.architecture.hidden_size)
     fit_map(linear, torch.cat([ours for ours, _ in pairs]), torch.cat([theirs for _, theirs in pairs]))
     shares, counts = [], []
     for batch in material.held_out.spread(HELD_OUT_CHUNKS).batches(FIT_BATCH):
         ids, mask = batch.input_ids, batch.attention_mask
         hidden = supernet(architecture, ids, mask, positions=mask.bool()).hidden[-1]
-        shares.append(float(unexplained(linear(hidden), teacher(ids, mask), mask)))
+        shares.append(float(unexplained(linear(hidden), taught(ids, mask), mask)))
         counts.append(int(mask.sum()))
     return sum(share * count for share, count in zip(shares, counts, strict=True)) / sum(counts)

@@ -145,15 +145,16 @@ def pool(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def pooled_loss(student: States, target: States, mask: Tensor, maps: OutputMaps) -> Tensor:
-    """Distance of pooled sentences: their directions, and their similarities within the batch.
+def pooled_loss(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Distance of whole texts' states: their directions, and their similarities within the batch.
 
-    Pooled is the mean over real tokens; for a narrow subnet, which has no other for sure, position 0, the first kept.
     The similarity part is relational distillation (Park et al., 2019, arXiv 1904.05068) on cosines.
+
+    Args:
+        ours: A subnet's states of the texts, at the target's width, shape (B, D).
+        theirs: The target's, shape (B, D); no gradient flows into them.
     """
-    mapped, wanted = maps(student.hidden[-1]), target.hidden[-1].detach()
-    pairs = (mapped[:, 0], wanted[:, 0]) if is_narrow(student) else (pool(mapped, mask), pool(wanted, mask))
-    ours, theirs = (F.normalize(states.float(), dim=-1) for states in pairs)
+    ours, theirs = (F.normalize(states.float(), dim=-1) for states in (ours, theirs.detach()))
     direction = (1 - (ours * theirs).sum(-1)).mean()
     similarity = (ours @ ours.T - theirs @ theirs.T).square().sum() / max(1, ours.shape[0] * (ours.shape[0] - 1))
     return direction + 10 * similarity
