@@ -6,6 +6,7 @@ A fact that is not known is left out; none is made up.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.latency import Latency
 from nas.export.huggingface import MODELING_FILE, ModelClass, auto_class, is_stock
@@ -15,6 +16,9 @@ from search_spaces.architecture import Architecture, Attention, FeedForward, Sep
 from search_spaces.cost import num_macs, num_parameters
 from search_spaces.errors import InvalidInputError
 from search_spaces.files import write_atomic
+
+if TYPE_CHECKING:
+    from supernet.pooling import Pooling
 
 _SEQ_LEN = 128
 _NARROW_OUTPUT = "the state of position 0, or of given `positions`; what needs all positions cannot use it"
@@ -75,6 +79,7 @@ class ExportReport:
         parities: Each model file against its source.
         with_positions: Whether the ONNX files have the input ``positions``.
         head: Of a task model; None of an encoder.
+        pooling: Which state of an encoder stands for a text.
     """
 
     folder: Path
@@ -85,6 +90,7 @@ class ExportReport:
     parities: tuple[Parity, ...]
     with_positions: bool = False
     head: TaskHead | None = None
+    pooling: "Pooling" = "mean"
 
     @property
     def onnx_path(self) -> Path:
@@ -281,7 +287,7 @@ def _usage(report: ExportReport) -> str:
     if report.model_class == "BertModel":
         pooler = (
             "\n\nThe model was trained for its last hidden state. `pooler_output` is only the tanh of the first "
-            "token's state (an identity pooler); use mean pooling."
+            f"token's state (an identity pooler); use {_pooling(report)}."
         )
     which = "the states that are wanted" if report.head is None else "the first token of each word"
     positions = f'inputs["positions"] = np.array([[0, 2]])  # of each text, {which}\n'
@@ -321,7 +327,7 @@ embeddings = SentenceTransformer("FOLDER"{trust}).encode(["A text.", "Another on
 
 
 def _pooling(report: ExportReport) -> str:
-    return "mean pooling" if report.architecture.narrow_from is None else "position 0"
+    return "mean pooling" if report.pooling == "mean" else "position 0"
 
 
 def _origin(facts: CardFacts) -> str:

@@ -1,6 +1,7 @@
 """From an encoder, or a task model, to a folder that people load: Hugging Face, ONNX, int8, a model card."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nas.export.card import CardFacts, ExportReport, write_card
-from nas.export.huggingface import model_class, write_folder
+from nas.export.huggingface import model_class, write_folder, write_sentence_transformers
 from nas.export.int8 import quantize
 from nas.export.onnx_graph import build_graph
 from nas.export.parity import check_parity
@@ -17,6 +18,7 @@ from nas.export.task_head import TaskHead
 from search_spaces.errors import InvalidInputError
 from search_spaces.files import atomic_folder
 from supernet.encoder import Encoder
+from supernet.pooling import Pooling, check_pooling, usual_pooling
 
 MODEL_FILES = ("model.safetensors", "model.onnx", "model.int8.onnx")
 
@@ -31,6 +33,7 @@ def export_model(
     *,
     facts: CardFacts | None = None,
     with_positions: bool = False,
+    pooling: Pooling | None = None,
     write_int8: WriteInt8 = quantize,
     add: Callable[[Path], None] = lambda folder: None,
 ) -> ExportReport:
@@ -43,6 +46,8 @@ def export_model(
         facts: What else is known for the card; it can be written again with ``write_card``.
         with_positions: Whether the ONNX files take the positions whose states are wanted as a fourth input; without it
             an encoder with narrow layers gives the state of position 0.
+        pooling: Which state stands for a text, as sentence-transformers reads it; by default the mean over the tokens,
+            or position 0 of an encoder with narrow layers.
         write_int8: Writes the int8 file; by default activations are quantised as they come.
         add: Writes what else belongs into the folder, before it is in place.
 
@@ -50,14 +55,18 @@ def export_model(
         What is on disk: files, sizes and parities.
 
     Raises:
-        InvalidInputError: The place is occupied or cannot be written, the tokenizer does not fit, or the weights are
-            not finite float32.
+        InvalidInputError: The place is occupied or cannot be written, the tokenizer does not fit, the weights are not
+            finite float32, or the mean is asked of an encoder with narrow layers.
         ParityError: A file does not compute what the encoder computes.
     """
+    pooling = pooling or usual_pooling(encoder.architecture)
+    check_pooling(encoder.architecture, pooling)
     weights = encoder_weights(encoder)
     with atomic_folder(out_dir) as folder:
         place = (folder, out_dir, tokenizer_dir, write_int8)
         report = _write(place, encoder, encoder, weights, None, with_positions=with_positions)
+        write_sentence_transformers(folder, encoder.architecture, encoder.text, pooling)
+        report = replace(report, pooling=pooling)
         add(folder)
         write_card(folder, report, facts or CardFacts())
     return report

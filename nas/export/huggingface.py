@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from safetensors.numpy import save
 from nas.export.task_head import TaskHead, stock_activation
 from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from supernet.pooling import Pooling
 
 ModelClass = Literal[
     "BertModel",
@@ -156,9 +159,7 @@ def write_folder(
     tokenizer_dir: Path,
     head: TaskHead | None = None,
 ) -> None:
-    """Writes config, weights, tokenizer and, of an encoder, the sentence-transformers description into a folder.
-
-    Pooled is the mean over the tokens; of an encoder with narrow layers, which keeps no other, position 0.
+    """Writes config, weights and tokenizer into a folder.
 
     Args:
         folder: An existing folder.
@@ -178,11 +179,10 @@ def write_folder(
     (folder / "model.safetensors").write_bytes(save(arrays, metadata={"format": "pt"}))
     if not is_stock(model_class(architecture, head)):
         shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
-    if head is None:
-        _write_sentence_transformers(folder, architecture, text)
 
 
-def _write_sentence_transformers(folder: Path, architecture: Architecture, text: TextSpec) -> None:
+def write_sentence_transformers(folder: Path, architecture: Architecture, text: TextSpec, pooling: "Pooling") -> None:
+    """Writes into an encoder's folder what sentence-transformers reads: which state stands for a text."""
     # The long-standing type names and keys: old and new sentence-transformers read them.
     modules = (("", "Transformer"), ("1_Pooling", "Pooling"))
     _write_json(
@@ -194,9 +194,8 @@ def _write_sentence_transformers(folder: Path, architecture: Architecture, text:
     )
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": text.max_positions, "do_lower_case": False})
     (folder / "1_Pooling").mkdir()
-    is_mean = architecture.narrow_from is None
-    pooling = {"pooling_mode_cls_token": not is_mean, "pooling_mode_mean_tokens": is_mean}
-    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": architecture.hidden_size, **pooling})
+    modes = {"pooling_mode_cls_token": pooling == "first", "pooling_mode_mean_tokens": pooling == "mean"}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": architecture.hidden_size, **modes})
 
 
 def copy_tokenizer(tokenizer_dir: Path, folder: Path, text: TextSpec) -> None:

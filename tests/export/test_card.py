@@ -1,11 +1,13 @@
 import dataclasses
+import json
 
 import pytest
 import yaml
-from small_encoders import ARCHITECTURES
+from small_encoders import ARCHITECTURES, build_encoder
 
 from analysis.latency import Conditions, Latency, Tail
 from nas.export.card import CardFacts, describe, render_card, write_card
+from nas.export.export import export_model
 from search_spaces.cost import num_macs, num_parameters
 from search_spaces.errors import InvalidInputError
 
@@ -119,6 +121,20 @@ def test_narrow_layers_and_their_consequence_are_stated(exports):
     assert "mean pooling" not in card
     assert "a state for every token" in row(exports["bert"][1].card_path.read_text(), "Output")
     assert "separable convolution 7" in exports["convolutions"][1].card_path.read_text()
+
+
+def test_a_full_encoder_that_was_judged_by_position_0_says_so(tokenizer_dir, tmp_path):
+    encoder = build_encoder(ARCHITECTURES["bert"])
+    report = export_model(encoder, tokenizer_dir, tmp_path / "first", pooling="first")
+    card = report.card_path.read_text()
+    assert "mean pooling" not in card
+    assert "use position 0" in card
+    modes = json.loads((report.folder / "1_Pooling" / "config.json").read_text())
+    assert (modes["pooling_mode_cls_token"], modes["pooling_mode_mean_tokens"]) == (True, False)
+    narrow = build_encoder(ARCHITECTURES["sparse queries"])
+    with pytest.raises(InvalidInputError, match="mean pooling needs the states of all positions"):
+        export_model(narrow, tokenizer_dir, tmp_path / "mean", pooling="mean")
+    assert not (tmp_path / "mean").exists()
 
 
 def test_a_latency_of_an_unknown_file_is_refused():

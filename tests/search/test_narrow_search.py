@@ -14,6 +14,7 @@ from nas.devices.target import Shape
 from nas.progress import SilentProgress
 from nas.rundir import RunDir
 from nas.search import pipeline, prepared
+from nas.search.exporter import Exporter
 from nas.search.request import SearchRequest
 from nas.search.result import load_result
 from nas.search.samplers import SAMPLERS
@@ -21,6 +22,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.chain_space import ChainSpace
 from search_spaces.cost import num_macs
 from search_spaces.errors import InvalidInputError
+from supernet.checkpoint import load_supernet
 
 __all__ = ["supernet_dir"]  # a fixture
 
@@ -95,6 +97,19 @@ def test_a_chosen_narrow_encoder_is_exported_as_one(supernet_dir, tmp_path):
     assert state.shape == (2, 1, chosen.trial.architecture.hidden_size)
     loaded = transformers.AutoModel.from_pretrained(chosen.model_dir, trust_remote_code=True)
     assert type(loaded).__name__ == "ChainEncoderModel"
+
+
+def test_a_full_encoder_that_is_chosen_is_pooled_as_it_was_judged(supernet_dir, tmp_path):
+    """Beside narrow ones it is judged by position 0; among full ones by the mean."""
+    full = replace(SPACE, num_layers=(1, 2), hidden_size=(64,), intermediate_size=(96, 128))
+    for narrow in (True, False):
+        asked_for = asked(supernet_dir, tmp_path / str(narrow), space=full, narrow=narrow, budget_s=None)
+        result = search(asked_for)
+        trial = next(one for one in result.trials if one.architecture.narrow_from is None)
+        exporter = Exporter(RunDir.open(tmp_path / str(narrow)), asked_for, load_supernet(supernet_dir), "nas search")
+        exporter.export(trial, tmp_path / f"model {narrow}")
+        modes = json.loads((tmp_path / f"model {narrow}" / "1_Pooling" / "config.json").read_text())
+        assert (modes["pooling_mode_cls_token"], modes["pooling_mode_mean_tokens"]) == (narrow, not narrow)
 
 
 @pytest.mark.parametrize(
