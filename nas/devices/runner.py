@@ -27,7 +27,8 @@ them, so that kilobytes travel and not megabytes. The answers are one JSON line 
 A round is a burst of the anchor and a burst of the candidate in random order, so that neither drift nor a rhythm of the
 machine favours one. The first run of a burst is not counted: it finds the caches full of the other model, which is
 not what a loop over one model, or a user of one model, sees. Burst sizes are chosen here (a few milliseconds) unless
-the job repeats those of an earlier job, so that its rounds can be joined to the earlier ones.
+the job repeats those of an earlier job, so that its rounds can be joined to the earlier ones. A few candidates are
+timed together: each is come back to several times, and then all are answered.
 
 With one thread the clock is the thread's own: time in which the scheduler lets others run does not count, and is told
 as ``waiting_share`` instead; with four busy processes on two cores that kept ratios within 2 % where the wall clock's
@@ -67,6 +68,8 @@ BURST_S = 0.008
 MAX_STRETCH = 2.5  # how much longer than asked for a busy machine may make it
 WARM_UP_RUNS, WARM_UP_S = 3, 0.1
 MEMORY_RUNS = 3
+NUM_VISITS = 4  # how often each candidate is come back to
+MAX_TOGETHER, TOGETHER_S = 16, 30.0  # how many candidates are visited in turn, and how long they may take together
 POOL_SIZE = 65_521  # prime, so that repeated weights do not repeat along any axis
 CHUNK_BYTES = 1 << 20
 FOLDER_PREFIX = "nas-runner-"
@@ -147,14 +150,24 @@ def _read(path: str | Path) -> str:
 
 
 class Model:
-    """One ONNX model with inputs to run it on."""
+    """One ONNX model with inputs to run it on; loaded until it is unloaded."""
 
     def __init__(self, path: Path, job: dict[str, Any], burst: int | None = None) -> None:
-        self.run_once = _session(path, job)
+        self._path, self._job = path, job
+        self.run_once: Any = _session(path, job)
         runs_itself = job["runtime"] == "onnxruntime" and job["threads"] == 1 and job.get("device", "cpu") == "cpu"
         self.clock = time.thread_time if runs_itself else time.perf_counter
         self.run_s = self._warm_up()
         self.burst = burst or burst_for(self.run_s, job["seconds_each"])
+
+    def load(self) -> None:
+        """Loads it anew, most likely elsewhere in memory."""
+        self.run_once = _session(self._path, self._job)
+        self.time(WARM_UP_RUNS)
+
+    def unload(self) -> None:
+        """Gives its memory back."""
+        self.run_once = None
 
     def time(self, num_runs: int) -> list[float]:
         """Seconds of each of ``num_runs`` runs, after one that is not counted."""
@@ -329,11 +342,11 @@ def _activity() -> dict[str, float]:
     return clocks
 
 
-def _pressure(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+def _pressure(activity: dict[str, float]) -> dict[str, float]:
+    """What others did meanwhile, from how far the clocks of :func:`_activity` went on."""
+
     def share(part: str, whole: str) -> float:
-        if part not in before or whole not in before or after.get(whole, 0) <= before[whole]:
-            return 0.0
-        return min(1.0, max(0.0, (after.get(part, 0) - before[part]) / (after[whole] - before[whole])))
+        return min(1.0, max(0.0, activity.get(part, 0.0) / activity[whole])) if activity.get(whole, 0.0) > 0 else 0.0
 
     return {
         "busy_share": share("other_busy", "other_total"),
@@ -364,33 +377,64 @@ def _busy_ticks() -> dict[int, int]:
 # --- the job
 
 
-def measure(anchor: Any, candidate: Any, seconds: float, is_orphaned: Any) -> dict[str, Any]:
-    """Interleaves the candidate with the anchor for about ``seconds``; both have ``time``, ``burst`` and ``run_s``."""
-    round_s = sum(model.run_s * (model.burst + 1) for model in (anchor, candidate))
-    num_rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, round(seconds / round_s)))
-    order = random.Random(num_rounds)
-    samples: dict[Any, list[float]] = {anchor: [], candidate: []}
-    energy, spent_j = Energy(), 0.0
-    before = _activity()
-    started_s, done = time.perf_counter(), 0
-    while done < num_rounds and (done < MIN_ROUNDS or time.perf_counter() - started_s < MAX_STRETCH * seconds):
-        if is_orphaned():
-            raise OrphanedError
-        done += 1
-        for model in (anchor, candidate) if order.random() < 0.5 else (candidate, anchor):
-            counted = energy.now() if energy and model is candidate else None
-            samples[model] += model.time(model.burst)
+class Rounds:
+    """The rounds in which a candidate is interleaved with the anchor; both have ``time``, ``burst`` and ``run_s``.
+
+    Args:
+        anchor: What every candidate is compared with.
+        candidate: What is timed.
+        seconds: About how long all rounds shall take.
+    """
+
+    def __init__(self, anchor: Any, candidate: Any, seconds: float) -> None:
+        round_s = sum(model.run_s * (model.burst + 1) for model in (anchor, candidate))
+        self.num_rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, round(seconds / round_s)))
+        self._anchor, self._candidate, self._seconds = anchor, candidate, seconds
+        self._order = random.Random(self.num_rounds)
+        self._samples: dict[Any, list[float]] = {anchor: [], candidate: []}
+        self._done, self._took_s, self._spent_j = 0, 0.0, 0.0
+        self._energy = Energy()
+        self._activity: dict[str, float] = {}
+
+    def go_on(self, share: float, is_orphaned: Any) -> None:
+        """Makes rounds until that share of them is done, or of the time that they may take."""
+        before, started_s = _activity(), time.perf_counter()
+        left_s = share * MAX_STRETCH * self._seconds - self._took_s
+        least = share * MIN_ROUNDS
+        while self._done < share * self.num_rounds and (self._done < least or time.perf_counter() - started_s < left_s):
+            if is_orphaned():
+                raise OrphanedError
+            self._round()
+        self._took_s += time.perf_counter() - started_s
+        for name, value in _activity().items():
+            self._activity[name] = self._activity.get(name, 0.0) + value - before.get(name, value)
+
+    def _round(self) -> None:
+        pair = (self._anchor, self._candidate)
+        for model in pair if self._order.random() < 0.5 else pair[::-1]:
+            counted = self._energy.now() if self._energy and model is self._candidate else None
+            self._samples[model] += model.time(model.burst)
             if counted is not None:
-                spent_j += energy.since(counted)
-    after = _activity()
-    return {
-        "samples_s": samples[candidate],
-        "anchor_samples_s": samples[anchor],
-        "num_rounds": done,
-        "pressure": _pressure(before, after),
-        "energy_j": spent_j / (done * (candidate.burst + 1)) if energy else None,
-        "throttled": ["too hot"] if after.get("throttles", 0) > before.get("throttles", 0) else [],
-    }
+                self._spent_j += self._energy.since(counted)
+        self._done += 1
+
+    def result(self) -> dict[str, Any]:
+        """What a ``result`` event tells of them."""
+        return {
+            "samples_s": self._samples[self._candidate],
+            "anchor_samples_s": self._samples[self._anchor],
+            "num_rounds": self._done,
+            "pressure": _pressure(self._activity),
+            "energy_j": self._spent_j / (self._done * (self._candidate.burst + 1)) if self._energy else None,
+            "throttled": ["too hot"] if self._activity.get("throttles", 0) > 0 else [],
+        }
+
+
+def measure(anchor: Any, candidate: Any, seconds: float, is_orphaned: Any) -> dict[str, Any]:
+    """Interleaves a candidate with the anchor for about ``seconds``, in one go."""
+    rounds = Rounds(anchor, candidate, seconds)
+    rounds.go_on(1.0, is_orphaned)
+    return rounds.result()
 
 
 _CPUS: list[int] = available_cpus()  # before this process pins itself
@@ -470,16 +514,44 @@ def run(job: dict[str, Any], folder: Path, emit: Any, is_orphaned: Any, answered
     anchor = Model(folder / job["anchor"], job, job.get("anchor_burst"))
     gc.collect()
     gc.disable()
-    for entry in candidates:
-        try:
-            candidate = Model(folder / entry["file"], job, entry.get("burst"))
-            result = measure(anchor, candidate, job["seconds_each"], is_orphaned)
-        except OrphanedError:
-            raise
-        except Exception as error:
-            emit({"event": "failed", "name": entry["name"], "message": f"{type(error).__name__}: {error}"})
-            continue
-        emit({"event": "result", "name": entry["name"], **result, "peak_memory_bytes": memory.get(entry["name"])})
+    together = max(1, min(MAX_TOGETHER, int(TOGETHER_S / job["seconds_each"])))
+    for place in range(0, len(candidates), together):
+        for event in _timed(anchor, candidates[place : place + together], job, folder, is_orphaned):
+            emit({**event, "peak_memory_bytes": memory.get(event["name"])} if event["event"] == "result" else event)
+
+
+def _timed(
+    anchor: Any, entries: list[dict[str, Any]], job: dict[str, Any], folder: Path, is_orphaned: Any
+) -> list[dict[str, Any]]:
+    """Times candidates in several visits to each, for which it is loaded anew.
+
+    So the slow and fast times of the machine fall on all of them, and none is stuck with one place in memory: where a
+    model's weights come to lie changes what it takes by some hundredths.
+    """
+    candidates: dict[str, Model] = {}
+    rounds: dict[str, Rounds] = {}
+    failed: dict[str, dict[str, Any]] = {}
+    for visit in range(1, NUM_VISITS + 1):
+        for entry in entries:
+            name = entry["name"]
+            if name in failed:
+                continue
+            try:
+                if visit == 1:
+                    candidates[name] = Model(folder / entry["file"], job, entry.get("burst"))
+                    rounds[name] = Rounds(anchor, candidates[name], job["seconds_each"])
+                else:
+                    candidates[name].load()
+                rounds[name].go_on(visit / NUM_VISITS, is_orphaned)
+                candidates[name].unload()
+            except OrphanedError:
+                raise
+            except Exception as error:
+                failed[name] = {"event": "failed", "name": name, "message": f"{type(error).__name__}: {error}"}
+    return [
+        failed.get(name) or {"event": "result", "name": name, **rounds[name].result()}
+        for name in (entry["name"] for entry in entries)
+    ]
 
 
 def end_with_sender(heartbeat_s: float, folder: Path) -> None:

@@ -14,7 +14,7 @@ from ssh_server import MISSING, SSHD, Relay, SshServer, free_port, is_alive, wai
 
 from nas.devices import clock, ssh
 from nas.devices.clock import Job
-from nas.devices.runner import FOLDER_PREFIX
+from nas.devices.runner import FOLDER_PREFIX, MAX_TOGETHER
 from nas.devices.ssh import SshAddress, over_ssh, ssh_target
 from nas.devices.target import Settings, Shape
 from nas.errors import DeviceNotAvailableError, InconclusiveMeasurementError, InvalidInputError
@@ -294,10 +294,12 @@ class TestBroken:
         )
         target = ssh_target("board", board(port=relay.port), SETTINGS)
         monkeypatch.setattr(target, "_is_open", lambda sittings: not sittings)
-        found = target.measure(tiny_models, seconds_each=0.1, on_result=take)
-        assert set(found) == {"small", "large"}
-        assert asked == [0, 2, 1]  # the probe, both, and the one that was missing
-        assert answered == ["small", "large"]
+        models = {f"small {number}": tiny_models["small"] for number in range(MAX_TOGETHER)}
+        found = target.measure({**models, "large": tiny_models["large"]}, seconds_each=0.05, on_result=take)
+        assert set(found) == {*models, "large"}
+        assert asked[:2] == [0, len(models) + 1]  # the probe, and all of them, so many of which are answered together
+        assert 1 <= asked[2] <= len(models)  # what was missing
+        assert sorted(answered) == sorted(found)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("at", ["measuring", "sending"])
