@@ -6,6 +6,7 @@ from search_spaces.choices import AS_HIDDEN
 from search_spaces.cost import encoder_parameters, num_macs, num_parameters
 from search_spaces.encoding import decode, encode
 from search_spaces.errors import InvalidInputError, NasError
+from search_spaces.precisions import PrecisionSpace
 from search_spaces.presets import PRESETS, load_space
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space, space_from_dict
@@ -20,6 +21,7 @@ __all__ = [
     "FeedForward",
     "InvalidInputError",
     "NasError",
+    "PrecisionSpace",
     "SearchSpace",
     "SepConv",
     "Space",

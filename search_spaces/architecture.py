@@ -7,14 +7,14 @@ arXiv 2105.14444) and NarrowBERT (Li et al., 2023, arXiv 2301.04761)::
     FeedForward(intermediate_size)
     SepConv(kernel_size)                 depthwise separable convolution over positions
     Block(hidden_size, sublayers)        a linear map stands where two blocks of different width meet
-    Architecture(embedding_size, blocks, narrow_from)
+    Architecture(embedding_size, blocks, narrow_from, precision)
 
 Values are frozen, hashable and compare by value. Everything asked of an architecture is a function of it alone.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from search_spaces.errors import InvalidInputError, shown
@@ -22,6 +22,8 @@ from search_spaces.errors import InvalidInputError, shown
 SCHEMA_VERSION = 1
 MAX_SIZE = 65_536
 MAX_SUBLAYERS = 512
+#: Number formats that a search may choose between, the one with less work first.
+PRECISIONS = ("int8", "fp32")
 
 
 def _is_whole(value: object) -> TypeGuard[int]:
@@ -91,18 +93,21 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The shape of one encoder.
+    """The shape of one encoder, and where a search chooses that, the number format in which it runs.
 
     Attributes:
         embedding_size: Width of the word, position and type tables; where it differs from the first block's
             hidden size a linear map follows the embedding's layer norm (a factorised embedding).
         blocks: At least one block; together they hold at least one sub-layer.
         narrow_from: Index, over all sub-layers, of the first one that updates chosen positions only, or None.
+        precision: One of :data:`PRECISIONS`. ``int8`` says that a search chose it; weights, shapes that are timed and
+            exported folders know :attr:`shape` alone.
     """
 
     embedding_size: int
     blocks: tuple[Block, ...]
     narrow_from: int | None = None
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         _check_size("embedding_size", self.embedding_size)
@@ -115,6 +120,8 @@ class Architecture:
             raise InvalidInputError(f"an architecture holds 1 to {MAX_SUBLAYERS} sub-layers, got {total}")
         if self.narrow_from is not None:
             _check_narrowing(self.narrow_from, self.sublayers)
+        if self.precision not in PRECISIONS:
+            raise InvalidInputError(f"precision must be one of {', '.join(PRECISIONS)}, got {shown(self.precision)}")
 
     @classmethod
     def bert(
@@ -164,6 +171,11 @@ class Architecture:
         )
 
     @property
+    def shape(self) -> "Architecture":
+        """The architecture without the choice of a number format."""
+        return self if self.precision == "fp32" else replace(self, precision="fp32")
+
+    @property
     def sublayers(self) -> tuple[Sublayer, ...]:
         """All sub-layers, first to last."""
         return tuple(sublayer for block in self.blocks for sublayer in block.sublayers)
@@ -190,8 +202,8 @@ class Architecture:
         return sum(isinstance(sublayer, Attention) for sublayer in self.sublayers)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; :meth:`from_dict` restores an equal value."""
-        return {
+        """A JSON-ready form; :meth:`from_dict` restores an equal value. Of fp32 it says nothing."""
+        data: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "embedding_size": self.embedding_size,
             "blocks": [
@@ -200,6 +212,7 @@ class Architecture:
             ],
             "narrow_from": self.narrow_from,
         }
+        return data if self.precision == "fp32" else data | {"precision": self.precision}
 
     @classmethod
     def from_dict(cls, data: object) -> "Architecture":
@@ -208,7 +221,9 @@ class Architecture:
         Raises:
             InvalidInputError: The data is of another schema or breaks a bound.
         """
-        fields = _fields("architecture", data, {"schema_version", "embedding_size", "blocks", "narrow_from"})
+        names = {"schema_version", "embedding_size", "blocks", "narrow_from"}
+        chosen = {"precision"} if isinstance(data, dict) and "precision" in data else set()
+        fields = _fields("architecture", data, names | chosen)
         if fields["schema_version"] != SCHEMA_VERSION:
             raise InvalidInputError(
                 f"architecture schema must be {SCHEMA_VERSION}, got {shown(fields['schema_version'])}"
@@ -221,7 +236,7 @@ class Architecture:
             if not isinstance(block["sublayers"], list):
                 raise InvalidInputError("a block's sublayers must be a list")
             blocks.append(Block(block["hidden_size"], tuple(_sublayer_from_dict(s) for s in block["sublayers"])))
-        return cls(fields["embedding_size"], tuple(blocks), fields["narrow_from"])
+        return cls(fields["embedding_size"], tuple(blocks), fields["narrow_from"], fields.get("precision", "fp32"))
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
@@ -238,6 +253,8 @@ class Architecture:
 
     def key(self) -> str:
         """A stable name: readable where the layers are equal, with a digest otherwise, e.g. ``L3-D256-F1024-H8x32``."""
+        if self.precision != "fp32":
+            return f"{self.shape.key()}-{self.precision}"
         if self.bert_layer is None:
             digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
             return f"chain{len(self.sublayers)}-D{self.hidden_size}-{digest}"

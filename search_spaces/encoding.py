@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InvalidInputError, shown
-from search_spaces.spaces import Space
+from search_spaces.precisions import AnySpace
 
 
-def encode(space: Space, architecture: Architecture) -> tuple[float, ...]:
+def encode(space: AnySpace, architecture: Architecture) -> tuple[float, ...]:
     """The place of each choice in its dimension, from 0 (first) to 1 (last), in the order of ``space.dimensions``.
 
     Raises:
@@ -18,7 +18,7 @@ def encode(space: Space, architecture: Architecture) -> tuple[float, ...]:
     return tuple(choices.index(values[name]) / (len(choices) - 1) for name, choices in space.dimensions.items())
 
 
-def decode(space: Space, vector: Sequence[float]) -> Architecture:
+def decode(space: AnySpace, vector: Sequence[float]) -> Architecture:
     """The architecture whose choices are nearest to a vector; numbers outside 0 to 1 count as the nearer end.
 
     Raises:

@@ -13,6 +13,8 @@ class Enumerable(ABC):
     """A finite set of architectures, each at one index."""
 
     name: str
+    #: What its architectures run in, as far as that is chosen.
+    precision: tuple[str, ...] = ("fp32",)
 
     @property
     @abstractmethod
@@ -28,7 +30,7 @@ class Enumerable(ABC):
         """The architecture at an index from 0 to ``size - 1``."""
 
     def __contains__(self, architecture: object) -> bool:
-        if not isinstance(architecture, Architecture):
+        if not isinstance(architecture, Architecture) or architecture.precision not in self.precision:
             return False
         try:
             self.values(architecture)
