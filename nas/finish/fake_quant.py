@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from nas.export.int8 import WEIGHT_LEVELS, Int8Matrix
 from nas.export.qdq import Int8Linear, Int8Weights
 from supernet.encoder import Encoder
+from supernet.int8 import row_scale as row_scale
 
 TABLE_LEVELS = 127
 ACTIVATION_LEVELS = 255
@@ -107,11 +108,6 @@ def _rounded(values: Tensor, scale: Tensor, levels: int) -> Tensor:
 def matrix_scale(weight: Tensor, levels: int = WEIGHT_LEVELS) -> Tensor:
     """The step between two values of a matrix (O, I): its largest absolute weight is the last level; (1, 1)."""
     return (weight.detach().abs().amax() / levels).clamp(min=1e-12).view(1, 1)
-
-
-def row_scale(weight: Tensor, levels: int = WEIGHT_LEVELS) -> Tensor:
-    """The same for each row: (O, 1) of (O, I)."""
-    return (weight.detach().abs().amax(-1, keepdim=True) / levels).clamp(min=1e-12)
 
 
 def int8_matrix(weight: Tensor, scale: Tensor, levels: int = WEIGHT_LEVELS) -> Int8Matrix:
