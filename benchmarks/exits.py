@@ -2,7 +2,7 @@
 
     NAS_DATA=DIR python benchmarks/exits.py --work DIR [--tasks movie-sentiment ...] [--seeds 0 1 2] [--json FILE]
         [--model DIR | --subnet LAYERS WIDTH] [--taus 0.02 0.05 0.1] [--epochs 3] [--exit-epochs 3] [--train-rows N]
-        [--judged-rows N] [--timed 100]
+        [--judged-rows N N] [--timed 100]
 
 For each task and seed the backbone is fine-tuned once; every method is taught from it with the same recipe. Settings
 are chosen on the validation split: of DACT the tau that takes the fewest layers at no less than the fine-tuned model's
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--exit-lr", type=float, default=None, help="default: --lr")
     parser.add_argument("--train-rows", type=int, default=None, help="use only so many training rows")
-    parser.add_argument("--judged-rows", type=int, default=None, help="and so many to validate, and to test")
+    parser.add_argument("--judged-rows", type=int, nargs=2, help="and so many to validate, and to test")
     parser.add_argument("--timed", type=int, default=100, help="texts that are timed")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()

