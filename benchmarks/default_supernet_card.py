@@ -20,11 +20,12 @@ import torch
 from transformers import AutoTokenizer
 
 from search_spaces.architecture import Architecture
-from supernet.adapt import AdaptConfig, Split, _batch
+from supernet.adapt import AdaptConfig
 from supernet.calibrate import calibrate
 from supernet.checkpoint import SHIPPED, LoadedSupernet, load_supernet
 from supernet.distil import Teaching
 from supernet.evaluate import TeacherAgreement, pooled_states
+from supernet.examples import Examples
 from supernet.inherit import initialise_from
 from supernet.material import read_material
 from supernet.model import Supernet
@@ -120,11 +121,9 @@ def probe(loaded: LoadedSupernet, architecture: Architecture, path: Path, tokeni
 
 def pooled(loaded: LoadedSupernet, architecture: Architecture, texts: list[str], tokenizer) -> torch.Tensor:
     ids = tokenizer(texts, truncation=True, max_length=AdaptConfig().seq_len)["input_ids"]
-    split = Split(ids, [[0] * len(row) for row in ids], [0] * len(ids))
-    order = np.argsort([len(row) for row in ids], kind="stable")
-    batches = [_batch(split, order[start : start + 64], 0) for start in range(0, len(order), 64)]
+    batches = Examples(ids, [[0] * len(row) for row in ids], [0] * len(ids), None, 0).batches(64)
     states = pooled_states(loaded.supernet, architecture, batches)
-    return states[torch.from_numpy(np.argsort(order))]
+    return states[torch.argsort(torch.cat([batch.indices for batch in batches]))]
 
 
 def install(trained: Path, after: LoadedSupernet, table: pd.DataFrame) -> None:

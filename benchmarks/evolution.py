@@ -79,19 +79,20 @@ def fine_tune(loaded: LoadedSupernet, architecture: Architecture, source: str, e
     """Fine-tunes one candidate as a search without inherited quality would have to; returns what it took."""
     from transformers import AutoTokenizer
 
-    from supernet.adapt import AdaptConfig, adapt, load_task
-    from supernet.evaluate import task_accuracy
+    from supernet.adapt import AdaptConfig, adapt, task_to_adapt
+    from supernet.evaluate import task_quality
     from supernet.inherit import space_of
 
-    task = load_task(source, AutoTokenizer.from_pretrained(loaded.tokenizer_dir), AdaptConfig())
-    steps = max(1, round(epochs * len(task.train.rows) / AdaptConfig.batch_size))
+    tokenizer = AutoTokenizer.from_pretrained(loaded.tokenizer_dir)
+    task = task_to_adapt(source, tokenizer, loaded.text, AdaptConfig())
+    steps = max(1, round(epochs * len(task.train) / AdaptConfig.batch_size))
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         adapt(loaded, task, Path(folder) / "tuned", AdaptConfig(steps=steps), space=space_of(architecture))
-        accuracy = task_accuracy(Path(folder) / "tuned")(architecture)
+        accuracy = task_quality(Path(folder) / "tuned")(architecture)
     return {
         "steps": steps,
-        "rows": len(task.train.rows),
+        "rows": len(task.train),
         "accuracy": accuracy,
         "seconds": time.perf_counter() - began_s,
     }

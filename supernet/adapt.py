@@ -1,16 +1,17 @@
-"""A supernet adapted to a task once, so that every subnet's accuracy on it can be read off without training it.
+"""A supernet adapted to a task once, so that every subnet's figure on it can be read off without training it.
 
 Fine-tuning each candidate is what made the published searches cost GPU-weeks; here the sandwich rule trains all
-subnets together on the labels, with one classification head whose columns are sliced like any other weight.
+subnets together on the labels, with one head whose columns are sliced like any other weight. Classes and numbers are
+read from the state of a whole text, tags from the state of each word's first token.
 
-Shapes: B batch, T tokens, D hidden, M texts, C classes.
+Shapes: B batch, T tokens, D hidden, M texts or words, C outputs (labels, or 1 for a number).
 """
 
 import copy
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,23 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.errors import InvalidInputError
 from search_spaces.files import atomic_folder
+from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space
 from supernet.checkpoint import AnySupernet, LoadedSupernet, load_state, load_supernet, read_tensors, save_supernet
-from supernet.data import Batch, open_table
 from supernet.elastic import ElasticLinear
-from supernet.pooling import POOLINGS, Pooling, pooling_of, text_states
+from supernet.examples import Examples, TaskBatch
+from supernet.narrow import check_all_positions, take
+from supernet.pooling import POOLINGS, Pooling, check_pooling, pooling_of, text_states
 from supernet.precision import choose_precision
 from supernet.sampling import subnets_of_step
-
-MAX_CLASSES = 1000
-MAX_LABEL_TOKENS = 128
+from supernet.task import Task, encode, read_task
+from supernet.task_losses import label_loss
+from supernet.task_metrics import metrics_of, score
+from supernet.task_spec import TaskOptions, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class AdaptConfig:
     Attributes:
         steps: Optimiser steps.
         batch_size: Texts a step.
-        seq_len: Texts are cut to so many tokens.
+        seq_len: Texts are cut to so many tokens; sentences whose words are tagged never are.
         learning_rate: Peak; the head learns ten times as fast.
         num_random: Random subnets a step, beside the largest and the smallest.
         max_validation: Most validation texts that a candidate is judged on.
@@ -57,167 +61,111 @@ class AdaptConfig:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Split:
-    """Tokenised texts and their classes."""
-
-    rows: list[list[int]]
-    types: list[list[int]]
-    labels: list[int]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A classification task, tokenised.
-
-    Attributes:
-        name: The file or hub id.
-        classes: Label values in the order of their indices, as text.
-        train: What the supernet is adapted on.
-        validation: What candidates are judged on; never trained on.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Split
-    validation: Split
-
-
 @dataclass
 class AdaptedTask:
     """An adapted supernet, read.
 
     Attributes:
         supernet: Its weights.
-        head: Maps pooled states (M, D) of every width to logits (M, C).
+        head: Maps states (M, D) of every width to logits (M, C).
         validation: What candidates are judged on.
-        classes: Label values.
-        pad_token_id: Fills batches up.
-        pooling: Which state of a text the head reads.
+        spec: What is asked.
+        pooling: Which state of a text the head reads; it says nothing where words are tagged.
     """
 
     supernet: AnySupernet
     head: ElasticLinear
-    validation: Split
-    classes: tuple[str, ...]
-    pad_token_id: int
+    validation: Examples
+    spec: TaskSpec
     pooling: Pooling = "mean"
 
-    def validation_batches(self, batch_size: int) -> tuple[list[Batch], Tensor]:
-        """The validation texts sorted by length, and their classes in the same order."""
-        order = sorted(range(len(self.validation.rows)), key=lambda index: len(self.validation.rows[index]))
-        batches = [
-            _batch(self.validation, order[start : start + batch_size], self.pad_token_id)
-            for start in range(0, len(order), batch_size)
-        ]
-        return batches, torch.tensor([self.validation.labels[index] for index in order])
+    @property
+    def quality_name(self) -> str:
+        """What the figure is called that subnets are judged by."""
+        return quality_name(self.spec)
+
+    def logits(self, architecture: Architecture, batch: TaskBatch) -> Tensor:
+        """What one subnet answers: (B, C), numbers in units of the training labels' spread, or (B, M, C) of words."""
+        return _logits(self.supernet, self.head, architecture, batch, self.pooling)
+
+    def quality(self, architecture: Architecture, *, batch_size: int = 64) -> float:
+        """A subnet's figure on the validation texts: the usual one of the task, see ``supernet.task_metrics``.
+
+        Raises:
+            InvalidInputError: The architecture is not of the supernet's space, or has not all states that are read.
+        """
+        self.supernet.check_member(architecture)
+        _check_states(architecture, self.spec, self.pooling)
+        answers: list[Any] = [None] * len(self.validation)
+        with torch.inference_mode():
+            for batch in self.validation.batches(batch_size):
+                logits = self.logits(architecture, batch)
+                found = logits[:, 0] if self.spec.kind == "regression" else logits.argmax(-1)
+                for index, one in zip(batch.indices.tolist(), found.tolist(), strict=True):
+                    is_words = self.validation.positions is not None
+                    answers[index] = one[: len(self.validation.positions[index])] if is_words else one
+        return score(self.spec, answers, self.validation.labels)[metrics_of(self.spec)[0]]
 
 
-def load_task(source: str, tokenizer: Any, config: AdaptConfig) -> Task:
-    """Reads a task: a file or hub id with columns ``text`` (or ``sentence``), perhaps ``text_pair``, and ``label``.
+def quality_name(spec: TaskSpec) -> str:
+    """What the figure is called that subnets are judged by on a task."""
+    return f"task {metrics_of(spec)[0].replace('_', ' ')}"
 
-    Splits are taken from the data (``train`` and ``validation``, or a column ``split``); else every fifth row is
-    held out for validation.
+
+def task_to_adapt(
+    source: str, tokenizer: Any, text: TextSpec, config: AdaptConfig, options: TaskOptions | None = None
+) -> Task:
+    """Reads a task for :func:`adapt`, its test split left out and its texts cut; see :mod:`supernet.task`.
+
+    Args:
+        source: A file, folder or hub id.
+        tokenizer: The supernet's Hugging Face fast tokenizer.
+        text: What the supernet reads.
+        config: To how many tokens texts are cut, and how many of them are validated on.
+        options: What is named of the task rather than found.
 
     Raises:
-        InvalidInputError: A column is missing, a label is missing or a number with a fraction, or there is one class.
+        InvalidInputError: The task cannot be learnt, see :func:`supernet.task.read_task`, or a sentence of words is
+            beyond the supernet's limit.
     """
-    tables = dict(open_table(source, what="task"))
-    train_rows, validation_rows = _splits(tables, source)
-    if any(isinstance(row["label"], list | dict) for row in [*train_rows, *validation_rows]):
+    texts = read_task(source, options or TaskOptions())
+    longest = text.max_positions if texts.kind == "tagging" else min(config.seq_len, text.max_positions)
+    spec = texts.spec(longest, is_cut=True)
+    validation = texts.validation.spread(config.max_validation)
+    train, judged = (encode(rows, spec, tokenizer, text, source) for rows in (texts.train, validation))
+    return Task(source, spec, train, judged, None)
+
+
+def check_adaptable(spec: TaskSpec, space: Space) -> None:
+    """Refuses a task whose answers cannot be read from all subnets of a space.
+
+    Raises:
+        InvalidInputError: Words are tagged, and the space has narrow layers.
+    """
+    if spec.kind == "tagging" and isinstance(space, SearchSpace) and space.has_narrowing:
         raise InvalidInputError(
-            f"task {source!r} must have one label for each text: labels of tokens need the states of all positions, "
-            "and a search judges whole texts; fine-tune the model that it finds"
+            "tags are read from the states of all words, and narrow layers update position 0 alone; leave --narrow "
+            "out, or search a space without narrow layers"
         )
-    text, pair = _text_columns(train_rows[0], source)
-    values = sorted(
-        {row["label"] for row in [*train_rows, *validation_rows]}, key=lambda value: (str(type(value)), value)
-    )
-    if any(value is None or (isinstance(value, float) and value != int(value)) for value in values):
-        raise InvalidInputError(f"task {source!r} must have class labels (whole numbers or words) in column 'label'")
-    if not 2 <= len(values) <= MAX_CLASSES:
-        raise InvalidInputError(
-            f"task {source!r} must have 2 to {MAX_CLASSES} classes, got {len(values)}: {values[:3]}"
-        )
-    index = {value: place for place, value in enumerate(values)}
-    validation_rows = _spread(validation_rows, config.max_validation)
-    return Task(
-        source,
-        tuple(map(str, values)),
-        _tokenised(train_rows, text, pair, index, tokenizer, config.seq_len),
-        _tokenised(validation_rows, text, pair, index, tokenizer, config.seq_len),
-    )
 
 
-def _splits(tables: dict[str, Any], source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    for table in tables.values():
-        if "label" not in table.column_names:
-            raise InvalidInputError(f"task {source!r} must have a column named 'label', got {table.column_names}")
-    rows = {name: [row for row in table.to_list() if row["label"] is not None] for name, table in tables.items()}
-    if len(rows) == 1:
-        everything = next(iter(rows.values()))
-        if everything and "split" in everything[0]:
-            rows = {}
-            for row in everything:
-                rows.setdefault(str(row["split"]), []).append(row)
-        else:
-            rows = {
-                "train": [row for number, row in enumerate(everything) if number % 5 != 4],
-                "validation": everything[4::5],
-            }
-    train = rows.get("train", [])
-    validation = next((rows[name] for name in ("validation", "valid", "dev") if rows.get(name)), [])
-    if not train:
-        raise InvalidInputError(f"task {source!r} holds no labelled training rows; give a split named train")
-    if not validation:
-        train, validation = [row for i, row in enumerate(train) if i % 5 != 4], train[4::5]
-    if len(train) < 8 or len(validation) < 4:
-        raise InvalidInputError(
-            f"task {source!r} is too small: at least 8 training and 4 validation rows are needed, "
-            f"got {len(train)} and {len(validation)}"
-        )
-    return train, validation
+def _check_states(architecture: Architecture, spec: TaskSpec, pooling: Pooling) -> None:
+    if spec.kind == "tagging":
+        check_all_positions(architecture, "tagging words")
+    else:
+        check_pooling(architecture, pooling)
 
 
-def _text_columns(row: dict[str, Any], source: str) -> tuple[str, str | None]:
-    for text, pair in (("text", "text_pair"), ("sentence", None), ("sentence1", "sentence2"), ("premise", "hypothesis"),
-                       ("question", "sentence"), ("question1", "question2")):  # fmt: skip
-        if isinstance(row.get(text), str) and (pair is None or text == "text" or pair in row):
-            return text, pair if pair in row else None
-    raise InvalidInputError(f"task {source!r} must have a column of strings named 'text', got {sorted(row)}")
-
-
-def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    if len(rows) <= most:
-        return rows
-    return [rows[place * len(rows) // most] for place in range(most)]
-
-
-def _tokenised(
-    rows: Sequence[dict[str, Any]], text: str, pair: str | None, index: dict[Any, int], tokenizer: Any, seq_len: int
-) -> Split:
-    texts = [str(row[text] or "") for row in rows]
-    pairs = [str(row[pair] or "") for row in rows] if pair else None
-    encoded = tokenizer(texts, pairs, truncation=True, max_length=seq_len, padding=False)
-    types = (
-        encoded["token_type_ids"]
-        if pairs and "token_type_ids" in encoded
-        else [[0] * len(i) for i in encoded["input_ids"]]
-    )
-    return Split(encoded["input_ids"], types, [index[row["label"]] for row in rows])
-
-
-def _batch(split: Split, indices: Sequence[int], pad: int) -> Batch:
-    width = max(len(split.rows[index]) for index in indices)
-    ids = torch.full((len(indices), width), pad, dtype=torch.long)
-    types = torch.zeros((len(indices), width), dtype=torch.long)
-    mask = torch.zeros((len(indices), width), dtype=torch.long)
-    for place, index in enumerate(indices):
-        row = split.rows[index]
-        ids[place, : len(row)] = torch.tensor(row)
-        types[place, : len(row)] = torch.tensor(split.types[index])
-        mask[place, : len(row)] = 1
-    return Batch(ids, mask, types)
+def _logits(
+    supernet: AnySupernet, head: ElasticLinear, architecture: Architecture, batch: TaskBatch, pooling: Pooling
+) -> Tensor:
+    hidden = supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1]
+    if batch.positions is not None:
+        states = take(hidden, batch.positions)  # (B, M, D)
+    else:
+        states = text_states(hidden, batch.attention_mask, pooling)
+    logits: Tensor = head(states)
+    return logits
 
 
 def adapt(
@@ -231,24 +179,27 @@ def adapt(
 ) -> None:
     """Trains all subnets on a task's labels together and writes the adapted folder, whole or not at all.
 
-    The head reads the mean over a text's tokens; where the space has narrow layers, the state of position 0.
+    The head reads the mean over a text's tokens; where the space has narrow layers, the state of position 0; of words
+    that are tagged, each word's first token.
 
     Args:
         loaded: The supernet; not changed.
-        task: From :func:`load_task` with the supernet's tokenizer.
+        task: From :func:`task_to_adapt` with the supernet's tokenizer.
         folder: Where the adapted supernet goes.
         config: How long and how fast.
         space: The part of the supernet's space that will be searched; all of it if None.
         on_step: Called after each step with its number and mean loss.
 
     Raises:
-        InvalidInputError: The loss is no longer finite, or the folder cannot be written.
+        InvalidInputError: Not all subnets can learn the task, the loss is no longer finite, or the folder cannot be
+            written.
     """
     space = space or loaded.space
+    check_adaptable(task.spec, space)
     pooling = pooling_of(space)
     torch.manual_seed(config.seed)
     supernet = copy.deepcopy(loaded.supernet)
-    head = ElasticLinear(max(loaded.space.hidden_size), len(task.classes))
+    head = _new_head(loaded, task.spec)
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     for name, weight in supernet.named_parameters():
@@ -260,15 +211,11 @@ def adapt(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     precision = choose_precision("auto", torch.device("cpu"))
-    rng = random.Random(f"adapt-{config.seed}")
-    order: list[int] = []
+    order = _Order(len(task.train), config)
     supernet.train()
     for step in range(config.steps):
-        if len(order) < config.batch_size:
-            order = rng.sample(range(len(task.train.rows)), len(task.train.rows)) + order
-        indices, order = order[: config.batch_size], order[config.batch_size :]
-        batch = _batch(task.train, indices, supernet.config.text.pad_token_id)
-        labels = torch.tensor([task.train.labels[index] for index in indices])
+        batch = task.train.batch(order.draw())
+        labels = _standardised(batch.labels, task)
         factor = min(1.0, (step + 1) / (0.1 * config.steps)) * (1 - step / config.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -277,9 +224,8 @@ def adapt(
         total = 0.0
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             for architecture in subnets:
-                hidden = supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1]
-                logits = head(text_states(hidden, batch.attention_mask, pooling))
-                loss = F.cross_entropy(logits.float(), labels) / len(subnets)
+                logits = _logits(supernet, head, architecture, batch, pooling)
+                loss = label_loss(task.spec.kind, logits, labels) / len(subnets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         if not math.isfinite(total):
@@ -292,6 +238,32 @@ def adapt(
     _save(folder, supernet.eval(), head, task, loaded, pooling)
 
 
+def _standardised(labels: Tensor, task: Task) -> Tensor:
+    """Numbers in units of their spread, so that a head learns them as fast whatever they count; classes as they are."""
+    if task.spec.kind != "regression":
+        return labels
+    mean, spread = task.label_scale
+    return (labels - mean) / spread
+
+
+class _Order:
+    """Every text once, in random order, before any comes again."""
+
+    def __init__(self, num_texts: int, config: AdaptConfig) -> None:
+        self._num_texts, self._batch_size = num_texts, config.batch_size
+        self._rng, self._waiting = random.Random(f"adapt-{config.seed}"), list[int]()
+
+    def draw(self) -> list[int]:
+        if len(self._waiting) < self._batch_size:
+            self._waiting = self._rng.sample(range(self._num_texts), self._num_texts) + self._waiting
+        indices, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+        return indices
+
+
+def _new_head(loaded: LoadedSupernet, spec: TaskSpec) -> ElasticLinear:
+    return ElasticLinear(max(loaded.space.hidden_size), spec.num_outputs)
+
+
 def _save(
     folder: Path, supernet: AnySupernet, head: ElasticLinear, task: Task, loaded: LoadedSupernet, pooling: Pooling
 ) -> None:
@@ -301,10 +273,13 @@ def _save(
             safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in head.state_dict().items()})
         )
         validation = {
-            "classes": list(task.classes),
-            "rows": task.validation.rows,
-            "types": task.validation.types,
-            "labels": task.validation.labels,
+            "kind": task.spec.kind,
+            "classes": list(task.spec.labels),
+            "is_pair": task.spec.is_pair,
+            "rows": task.validation.input_ids,
+            "types": task.validation.token_type_ids,
+            "labels": list(task.validation.labels),
+            "positions": task.validation.positions,
             "pooling": pooling,
         }
         (temporary / "task.json").write_text(json.dumps(validation))
@@ -317,23 +292,42 @@ def load_adapted(folder: Path) -> AdaptedTask:
         InvalidInputError: It is absent, damaged or of another supernet.
     """
     loaded = load_supernet(folder)
+    text = loaded.text
     try:
         data = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-        split = Split(data["rows"], data["types"], data["labels"])
-        classes = tuple(map(str, data["classes"]))
-        pooling = data.get("pooling", "mean")  # what folders have that do not say
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = data.get("kind", "classification")  # what folders have that do not say, as of the two below
+        spec = TaskSpec(kind, tuple(map(str, data["classes"])), data.get("is_pair"), text.max_positions)
+        split = Examples(data["rows"], data["types"], data["labels"], data.get("positions"), text.pad_token_id)
+        pooling = data.get("pooling", "mean")
+        is_valid = pooling in POOLINGS and _is_valid(split, spec, text)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(f"{folder} does not hold an adapted supernet; remove it and search again") from error
-    vocab_size = loaded.text.vocab_size
-    valid = (
-        pooling in POOLINGS
-        and len(split.rows) == len(split.labels) == len(split.types) > 0
-        and all(0 <= label < len(classes) for label in split.labels)
-        and all(row and all(0 <= token < vocab_size for token in row) for row in split.rows)
-    )
-    if not valid:
+    if not is_valid:
         raise InvalidInputError(f"{folder / 'task.json'} is damaged; remove {folder} and search again")
-    head = ElasticLinear(max(loaded.space.hidden_size), len(classes))
+    head = _new_head(loaded, spec)
     load_state(head, read_tensors(folder / "head.safetensors"), folder)
     head.requires_grad_(False)
-    return AdaptedTask(loaded.supernet, head, split, classes, loaded.text.pad_token_id, pooling)
+    return AdaptedTask(loaded.supernet, head, split, spec, pooling)
+
+
+def _is_valid(split: Examples, spec: TaskSpec, text: TextSpec) -> bool:
+    """Whether the kept validation texts are what the spec says."""
+    rows, labels, positions = split.input_ids, split.labels, split.positions
+    if not len(rows) == len(labels) == len(split.token_type_ids) > 0:
+        return False
+    if not all(row and all(0 <= token < text.vocab_size for token in row) for row in rows):
+        return False
+    if spec.kind == "regression":
+        return all(isinstance(label, float) and math.isfinite(label) for label in labels)
+    if spec.kind == "classification":
+        return all(0 <= label < len(spec.labels) for label in labels)
+    return (
+        positions is not None
+        and len(positions) == len(rows)
+        and all(
+            len(places) == len(tags) > 0
+            and all(0 < place < len(row) for place in places)
+            and all(0 <= tag < len(spec.labels) for tag in tags)
+            for row, places, tags in zip(rows, positions, labels, strict=True)
+        )
+    )

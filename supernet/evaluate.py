@@ -1,7 +1,8 @@
-"""How good a subnet is, without training it: agreement with the teacher, or accuracy on a task it was adapted to.
+"""How good a subnet is, without training it: agreement with the teacher, or a figure on a task it was adapted to.
 
 A text's state is the mean over its tokens, or, since narrow layers keep no other for sure, that of position 0. Subnets
-that are compared are all judged by the same one of the two.
+that are compared are all judged by the same one of the two. What an architecture shall compute in eight bits is judged
+doing so (:mod:`supernet.int8`).
 
 Shapes: B batch, T tokens, D hidden, M reference texts, C classes.
 """
@@ -18,6 +19,7 @@ from search_spaces.errors import InvalidInputError
 from supernet.adapt import AdaptedTask, load_adapted
 from supernet.checkpoint import AnySupernet, LoadedSupernet, load_supernet
 from supernet.data import Batch
+from supernet.int8 import subnet_runner
 from supernet.pooling import Pooling, check_pooling, text_states
 
 BATCH = 64
@@ -29,20 +31,13 @@ def pooled_states(
     """The last hidden state of a subnet that stands for each text of the batches: (M, D).
 
     Raises:
-        InvalidInputError: The mean is asked of an architecture with narrow layers.
+        InvalidInputError: The architecture is not of the supernet's space, or the mean is asked of one with narrow
+            layers.
     """
     check_pooling(architecture, pooling)
+    run = subnet_runner(supernet, architecture)
     with torch.inference_mode():
-        return torch.cat(
-            [
-                text_states(
-                    supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1],
-                    batch.attention_mask,
-                    pooling,
-                )
-                for batch in batches
-            ]
-        )
+        return torch.cat([text_states(run(batch), batch.attention_mask, pooling) for batch in batches])
 
 
 class TeacherAgreement:
@@ -88,7 +83,6 @@ class TeacherAgreement:
         Raises:
             InvalidInputError: The architecture is not of the supernet's space, or has no mean over all tokens.
         """
-        self.supernet.check_member(architecture)
         states = pooled_states(self.supernet, architecture, self.batches, self.pooling)
         return similarity_agreement(states, self.target)
 
@@ -111,30 +105,28 @@ def similarity_agreement(ours: Tensor, theirs: Tensor) -> float:
     return float(torch.corrcoef(torch.stack(pairs))[0, 1])
 
 
-class TaskAccuracy:
-    """Accuracy on a task's validation split with the weights of a supernet that was adapted to the task once.
+class TaskQuality:
+    """A subnet's figure on a task's validation split, with a supernet's weights that were adapted to the task once.
 
     Args:
         adapted: The adapted supernet, its head and its validation split.
     """
 
-    name = "task accuracy"
-
     def __init__(self, adapted: AdaptedTask) -> None:
         self.adapted = adapted
-        self.batches, self.labels = adapted.validation_batches(BATCH)
+
+    @property
+    def name(self) -> str:
+        """What the figure is called: accuracy, a correlation or F1, as fits the task."""
+        return self.adapted.quality_name
 
     def __call__(self, architecture: Architecture) -> float:
-        """The share of validation texts that one subnet labels right.
+        """The figure of one subnet.
 
         Raises:
-            InvalidInputError: The architecture is not of the supernet's space, or has no mean over all tokens.
+            InvalidInputError: The architecture is not of the supernet's space, or has not all states that are read.
         """
-        self.adapted.supernet.check_member(architecture)
-        states = pooled_states(self.adapted.supernet, architecture, self.batches, self.adapted.pooling)
-        with torch.inference_mode():
-            predicted = self.adapted.head(states).argmax(-1)
-        return float((predicted == self.labels).float().mean())
+        return self.adapted.quality(architecture)
 
 
 def teacher_agreement(folder: Path | None, pooling: Pooling = "mean") -> TeacherAgreement:
@@ -142,6 +134,6 @@ def teacher_agreement(folder: Path | None, pooling: Pooling = "mean") -> Teacher
     return TeacherAgreement(load_supernet(folder), pooling)
 
 
-def task_accuracy(folder: Path) -> TaskAccuracy:
+def task_quality(folder: Path) -> TaskQuality:
     """Builds the evaluator of an adapted folder; a picklable factory by name."""
-    return TaskAccuracy(load_adapted(folder))
+    return TaskQuality(load_adapted(folder))

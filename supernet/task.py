@@ -59,6 +59,35 @@ class Task:
         return found
 
 
+@dataclass(frozen=True)
+class TaskTexts:
+    """A task as it stands in the data, before a tokenizer.
+
+    Attributes:
+        kind: What is asked.
+        labels: Names of the training labels in the order of their classes; empty for a number.
+        is_pair: Whether a text is two texts.
+        train: What is learnt from.
+        validation: What is chosen by; never learnt from.
+        test: What final figures are taken on; None where the data has none with labels.
+    """
+
+    kind: Kind
+    labels: tuple[str, ...]
+    is_pair: bool
+    train: Rows
+    validation: Rows
+    test: Rows | None
+
+    def spec(self, max_tokens: int, *, is_cut: bool) -> TaskSpec:
+        """What a model is asked whose longest text has so many tokens.
+
+        Raises:
+            InvalidInputError: There are too few labels, or too many.
+        """
+        return TaskSpec(self.kind, self.labels, self.is_pair, max_tokens, is_cut=is_cut)
+
+
 def load_task(
     source: str,
     tokenizer: Any,
@@ -82,24 +111,40 @@ def load_task(
         InvalidInputError: Columns or labels are missing, a label outside the training split is new, the labels are not
             what the task says, a pair is given to a model of single texts, or a text is beyond the model's limit.
     """
+    texts = read_task(source, options if expected is None else replace(options, kind=expected.kind))
+    max_tokens, is_cut = _max_tokens(options, text), options.seq_len is not None
+    if expected is None:
+        spec = texts.spec(max_tokens, is_cut=is_cut)
+    else:
+        spec = replace(expected, is_pair=texts.is_pair if expected.is_pair is None else expected.is_pair)
+    train, validation, test = (
+        None if rows is None else encode(rows, spec, tokenizer, text, source)
+        for rows in (texts.train, texts.validation, texts.test)
+    )
+    assert train is not None
+    assert validation is not None
+    return Task(source, spec, train, validation, test)
+
+
+def read_task(source: str, options: TaskOptions) -> TaskTexts:
+    """Reads a task to train on as it stands in the data, before a tokenizer.
+
+    Args:
+        source: A file, folder or hub id.
+        options: What is named rather than found.
+
+    Raises:
+        InvalidInputError: Columns or labels are missing, the labels are not what the task says, or there are too few.
+    """
     splits = {rows.split: rows for rows in read_rows(source, options)}
     train, validation = _training_rows(splits, source)
     for rows in (train, validation):
         _check_labelled(rows, source)
-    kind = _kind(train.labels, options.kind, source) if expected is None else expected.kind
-    max_tokens = _max_tokens(options, text)
-    is_pair = train.pairs is not None
-    if expected is None:
-        labels = () if kind == "regression" else _label_names(train, kind)
-        spec = TaskSpec(kind, labels, is_pair, max_tokens, is_cut=options.seq_len is not None)
-    else:
-        spec = replace(expected, is_pair=is_pair if expected.is_pair is None else expected.is_pair)
-    examples = {
-        rows.split: _encoded(rows, spec, tokenizer, text, source)
-        for rows in (train, validation, splits.get("test"))
-        if rows is not None and (rows.split != "test" or any(label is not None for label in rows.labels))
-    }
-    return Task(source, spec, examples["train"], examples["validation"], examples.get("test"))
+    kind = _kind(train.labels, options.kind, source)
+    labels = () if kind == "regression" else _label_names(train, kind)
+    test = splits.get("test")
+    has_labels = test is not None and any(label is not None for label in test.labels)
+    return TaskTexts(kind, labels, train.pairs is not None, train, validation, test if has_labels else None)
 
 
 def load_split(
@@ -134,7 +179,7 @@ def load_split(
         raise InvalidInputError(f"task {source!r} has no split {split!r}; it has {', '.join(sorted(splits))}")
     spec = expected if options.seq_len is None else replace(expected, max_tokens=_max_tokens(options, text))
     spec = replace(spec, is_cut=spec.is_cut or options.seq_len is not None)
-    return rows.split, _encoded(rows, spec, tokenizer, text, source)
+    return rows.split, encode(rows, spec, tokenizer, text, source)
 
 
 def _max_tokens(options: TaskOptions, text: TextSpec) -> int:
@@ -154,18 +199,13 @@ def _training_rows(splits: Mapping[str, Rows], source: str) -> tuple[Rows, Rows]
     if validation is None:
         kept = [index for index in range(len(whole.labels)) if index % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
         held_out = range(HELD_OUT_EVERY - 1, len(whole.labels), HELD_OUT_EVERY)
-        whole, validation = _taken(whole, kept, "train"), _taken(whole, held_out, "validation")
+        whole, validation = whole.taken(kept), replace(whole.taken(held_out), split="validation")
     if len(whole.labels) < MIN_TRAIN or len(validation.labels) < MIN_VALIDATION:
         raise InvalidInputError(
             f"task {source!r} is too small: at least {MIN_TRAIN} training and {MIN_VALIDATION} validation rows are "
             f"needed, got {len(whole.labels)} and {len(validation.labels)}"
         )
     return replace(whole, split="train"), validation
-
-
-def _taken(rows: Rows, indices: Sequence[int], split: str) -> Rows:
-    pairs = None if rows.pairs is None else [rows.pairs[index] for index in indices]
-    return Rows(split, [rows.texts[i] for i in indices], pairs, [rows.labels[i] for i in indices])
 
 
 def _kind(labels: Sequence[Any], named: Kind | None, source: str) -> Kind:
@@ -198,8 +238,15 @@ def _name(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) and label == int(label) else str(label)
 
 
-def _encoded(rows: Rows, spec: TaskSpec, tokenizer: Any, text: TextSpec, source: str) -> Examples:
+def encode(rows: Rows, spec: TaskSpec, tokenizer: Any, text: TextSpec, source: str) -> Examples:
     """Checks and tokenises a split.
+
+    Args:
+        rows: The split.
+        spec: What is asked; longer texts are cut, or refused, as it says, and sentences of words always refused.
+        tokenizer: The model's Hugging Face fast tokenizer.
+        text: What the model reads.
+        source: What the task is called in an error.
 
     Raises:
         InvalidInputError: The split does not ask what the spec says.

@@ -1,6 +1,6 @@
 """The rows of a task as they stand in the data: its splits, its columns found or named, its labels by their names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,17 @@ class Rows:
     texts: list[Any]
     pairs: list[Any] | None
     labels: list[Any]
+
+    def taken(self, indices: Iterable[int]) -> "Rows":
+        """The rows at the indices."""
+        kept = list(indices)
+        pairs = None if self.pairs is None else [self.pairs[index] for index in kept]
+        return Rows(self.split, [self.texts[index] for index in kept], pairs, [self.labels[index] for index in kept])
+
+    def spread(self, most: int) -> "Rows":
+        """At most so many of the rows, evenly spread."""
+        number = len(self.labels)
+        return self if number <= most else self.taken(place * number // most for place in range(most))
 
 
 def read_rows(source: str, options: TaskOptions) -> Iterator[Rows]:

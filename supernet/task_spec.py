@@ -1,7 +1,7 @@
 """What a task asks of a model, and what is said about a task where it cannot, or should not, be found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from search_spaces.errors import InvalidInputError, shown
@@ -103,3 +103,18 @@ class TaskOptions:
     text_pair: str | None = None
     label: str | None = None
     seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in get_args(Kind):
+            raise InvalidInputError(f"kind must be one of {', '.join(get_args(Kind))}, got {shown(self.kind)}")
+
+    @classmethod
+    def from_dict(cls, data: object) -> "TaskOptions":
+        """Reads what ``dataclasses.asdict`` makes of it.
+
+        Raises:
+            InvalidInputError: It is something else.
+        """
+        if not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
+            raise InvalidInputError(f"the options of a task must be a kind, columns and seq_len, got {shown(data)}")
+        return cls(**data)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from nas.finish.finetune import Finetuned
     from nas.finish.prediction import Prediction
 
-KINDS = ("classification", "regression", "tagging")
 RUNTIMES = {"torch": "model.safetensors", "onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
 
 
@@ -295,8 +294,6 @@ def predict(
 
 
 def _options(kind: str | None, text: str | None, text_pair: str | None, label: str | None, seq_len: int | None) -> Any:
-    if kind is not None and kind not in KINDS:
-        raise InvalidInputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     from supernet.task_spec import TaskOptions
 
     return TaskOptions(kind, text, text_pair, label, seq_len)  # type: ignore[arg-type]  # checked above

@@ -114,6 +114,10 @@ def search(
     task: str | None = None,
     teacher: str | None = None,
     epochs: float | None = None,
+    kind: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
     out: str | Path | None = None,
     storage: str | None = None,
     resume: str | Path | None = None,
@@ -148,11 +152,15 @@ def search(
             accelerator type or custom resource.
         evaluations: How many architectures to evaluate; 80 where None, 100 of ``assembly``.
         seed: Of every draw.
-        task: File or hub id with text (or text pair) and label, to judge by and to end with a model of; None judges by
-            agreement with the teacher and ends with an encoder.
+        task: File or hub id with text (or text pair) and label, or words and tags, to judge by and to end with a model
+            of; None judges by agreement with the teacher and ends with an encoder.
         teacher: Task model that teaches the chosen one: a folder or hub id; None fine-tunes the supernet's largest
             subnet before.
         epochs: Of the chosen model's fine-tuning; 4 where None.
+        kind: classification, regression or tagging, where the task's labels leave a doubt.
+        text: Column of the task's text, or of its words.
+        text_pair: Column of the second text.
+        label: Column of the labels.
         out: Run folder; None for ``runs/<time>``.
         storage: Database URL of the trials; None for SQLite in the run folder.
         resume: Run folder to continue; everything but ``evaluations`` then comes from there.
@@ -182,6 +190,7 @@ def search(
     from nas.finish.after_search import check_task, learn_task, write_untaught
     from nas.search.pipeline import search as run_search
     from nas.search.request import SearchRequest, goal_requests
+    from supernet.task_spec import TaskOptions
 
     goals = goal_requests(
         [device] if isinstance(device, str) else device,
@@ -211,6 +220,7 @@ def search(
         task=task,
         teacher=teacher,
         epochs=epochs,
+        task_options=TaskOptions(kind, text, text_pair, label),  # type: ignore[arg-type]  # checked by TaskOptions
         run_dir=folder,
         storage=storage,
         resume=None if resume is None else folder,

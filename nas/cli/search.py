@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, command_line, is_given, print_json, say, verb
 
 _BESIDE_RESUME = {"resume", "evaluations", "as_json", "quiet"}
@@ -69,8 +70,8 @@ def search(
     task: Annotated[
         str | None,
         typer.Option(
-            help="File or hub id with text (or text pair) and label: quality is accuracy on it, and the chosen model "
-            "learns it."
+            help="File or hub id with text (or text pair) and label, or words and tags: quality is a figure on it, and "
+            "the chosen model learns it."
         ),
     ] = None,
     teacher: Annotated[
@@ -78,6 +79,10 @@ def search(
         typer.Option(help="Model fine-tuned on --task to teach the chosen one; by default one made of the supernet."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs in which the chosen model learns --task; 4.")] = None,
+    kind: options.Kind = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<time> by default.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL of the trials; SQLite in the run folder.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue; only --evaluations can change.")] = None,
@@ -93,7 +98,6 @@ def search(
     Example: nas search --device cpu:10ms --device board:20ms --seq-len 32,128
     """
     from nas import api
-    from nas.cli.options import names, whole_numbers
     from nas.errors import InvalidInputError
     from nas.progress import choose_progress
     from nas.rundir import fresh_path
@@ -110,9 +114,9 @@ def search(
             runtime=runtime,
             precision=precision,
             threads=threads,
-            cpus=None if cpus is None else whole_numbers("--cpus", cpus),
-            batch_size=whole_numbers("--batch-size", batch_size),
-            seq_len=whole_numbers("--seq-len", seq_len),
+            cpus=None if cpus is None else options.whole_numbers("--cpus", cpus),
+            batch_size=options.whole_numbers("--batch-size", batch_size),
+            seq_len=options.whole_numbers("--seq-len", seq_len),
             percentile=percentile,
             max_memory_mb=max_memory_mb,
             max_size_mb=max_size_mb,
@@ -120,7 +124,7 @@ def search(
             space=space,
             narrow=narrow,
             sampler=sampler,
-            compare_samplers=() if compare_samplers is None else names("--compare-samplers", compare_samplers),
+            compare_samplers=() if compare_samplers is None else options.names("--compare-samplers", compare_samplers),
             engine=engine,
             ray_address=ray_address,
             evaluations=evaluations,
@@ -128,6 +132,10 @@ def search(
             task=task,
             teacher=teacher,
             epochs=epochs,
+            kind=kind,
+            text=text,
+            text_pair=text_pair,
+            label=label,
             out=None if resume else folder,
             storage=storage,
             resume=resume,

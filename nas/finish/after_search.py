@@ -7,7 +7,6 @@ fine-tuned before. Every step finds what an interrupted one left.
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,14 +43,13 @@ RATE, TEACHER_RATE = 2e-4, 5e-5
 
 
 def write_untaught(
-    encoder: Encoder, labels: Sequence[str], tokenizer_dir: Path, folder: Path, facts: CardFacts
+    encoder: Encoder, spec: TaskSpec, tokenizer_dir: Path, folder: Path, facts: CardFacts
 ) -> ExportReport:
     """Writes a task model whose head has learnt nothing, to time it.
 
     Raises:
         InvalidInputError: The place is occupied or cannot be written.
     """
-    spec = TaskSpec("classification", tuple(labels), max_tokens=encoder.text.max_positions)
     tokenizer = load_tokenizer(str(tokenizer_dir), encoder.text)
     return save_task_model(TaskModel(encoder, new_head(spec, encoder, seed=0), tokenizer).eval(), folder, facts=facts)
 
@@ -60,25 +58,20 @@ def check_task(request: SearchRequest) -> None:
     """Reads the task and its teacher as they will be read once the search is over, so that a fault shows before it.
 
     Raises:
-        InvalidInputError: The task cannot be learnt by a model of this supernet, or the teacher answers another one.
+        InvalidInputError: The task cannot be read by a model of this supernet, or the teacher answers another one.
     """
     if request.task is None:
         return
     loaded = load_supernet(request.supernet)
     tokenizer = load_tokenizer(str(loaded.tokenizer_dir), loaded.text)
-    task = load_task(request.task, tokenizer, _options(loaded.text), text=loaded.text)
-    if task.spec.kind != "classification":
-        raise InvalidInputError(
-            f"a search adapts its supernet to classes of texts, and {request.task!r} is a {task.spec.kind} task; "
-            "search without --task and teach the model that is found with nas finetune"
-        )
+    task = load_task(request.task, tokenizer, _options(request, loaded.text), text=loaded.text)
     if request.teacher is not None:
         label_order(load_task_model(request.teacher).spec, task.spec)
 
 
-def _options(text: TextSpec) -> TaskOptions:
+def _options(request: SearchRequest, text: TextSpec) -> TaskOptions:
     """Texts beyond the supernet's limit are cut, as they are while the search judges by them."""
-    return TaskOptions(seq_len=text.max_positions)
+    return replace(request.task_options, seq_len=text.max_positions)
 
 
 def learn_task(result: SearchResult, progress: Progress) -> SearchResult:
@@ -147,12 +140,18 @@ def _finetune(
         request.task,
         out,
         config=config,
-        options=_options(load_model(source).encoder.text),
+        options=_options(request, load_model(source).encoder.text),
         teacher=teacher,
         resume=True,
-        command=f"{request.command} --task {Path(request.task).name}",
+        command=f"{request.command} --task {_shown(request.task)}",
         progress=progress,
     )
+
+
+def _shown(task: str) -> str:
+    """A task as a card names it: a file without its folders, a hub id whole."""
+    path = Path(task).expanduser()
+    return path.name if path.exists() else task
 
 
 def _write_latencies(

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from nas.export.card import ExportReport
     from supernet.checkpoint import LoadedSupernet
     from supernet.encoder import Encoder
+    from supernet.task_spec import TaskSpec
 
-#: Writes a model of a task that it has not learnt yet, so that it can be timed: encoder, labels, tokenizer, folder.
-WriteTaskModel = Callable[["Encoder", Sequence[str], Path, Path, CardFacts], "ExportReport"]
+#: Writes a model of a task that it has not learnt yet, so that it can be timed: encoder, task, tokenizer, folder.
+WriteTaskModel = Callable[["Encoder", "TaskSpec", Path, Path, CardFacts], "ExportReport"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Exporter:
     write_task_model: WriteTaskModel | None = None
 
     def export(self, trial: Trial, folder: Path) -> "ExportReport":
-        """Cuts a trial's model from the supernet and exports it into a folder, pooled as it was judged.
+        """Cuts a trial's model from the supernet and exports it into a folder.
 
         Raises:
             InvalidInputError: The place is occupied or cannot be written, or the supernet is broken.
@@ -48,18 +49,15 @@ class Exporter:
         """
         from supernet.adapt import load_adapted
         from supernet.extract import extract
-        from supernet.pooling import pooling_of
 
         tokenizer_dir, facts = self.loaded.tokenizer_dir, self.facts(trial)
         if self.request.task is None:
-            encoder = extract(self.loaded.supernet, trial.architecture)
-            pooling = "first" if self.request.narrow else pooling_of(self.request.space or self.loaded.space)
-            return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=pooling)
+            return export_model(extract(self.loaded.supernet, trial.architecture), tokenizer_dir, folder, facts=facts)
         adapted = load_adapted(self.run.path / "adapted")
         encoder = extract(adapted.supernet, trial.architecture)
         if self.write_task_model is None:
-            return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=adapted.pooling)
-        return self.write_task_model(encoder, adapted.classes, tokenizer_dir, folder, facts)
+            return export_model(encoder, tokenizer_dir, folder, facts=facts)
+        return self.write_task_model(encoder, adapted.spec, tokenizer_dir, folder, facts)
 
     def facts(
         self, trial: Trial, latencies: Mapping[str, Sequence[Latency]] | None = None, device: str | None = None

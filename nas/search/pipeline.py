@@ -192,11 +192,12 @@ class _Search:
 
     def _quality(self) -> tuple[EvaluatorFactory, str]:
         """The evaluator's factory, and what the quality is called."""
-        from supernet.evaluate import TaskAccuracy, TeacherAgreement, agreement_name, task_accuracy, teacher_agreement
+        from supernet.adapt import quality_name
+        from supernet.evaluate import TeacherAgreement, agreement_name, task_quality, teacher_agreement
         from supernet.pooling import pooling_of
 
-        if self.request.task is not None:
-            return functools.partial(task_accuracy, self._adapted()), TaskAccuracy.name
+        if self.prepared.head is not None:
+            return functools.partial(task_quality, self._adapted()), quality_name(self.prepared.head.spec)
         pooling = pooling_of(self.space)
         if self.request.engine == "ray":
             return functools.partial(teacher_agreement, self.loaded.folder, pooling), agreement_name(pooling)
@@ -206,7 +207,7 @@ class _Search:
         """The supernet adapted to the task, once; in the run folder."""
         from transformers import AutoTokenizer
 
-        from supernet.adapt import AdaptConfig, adapt, load_task
+        from supernet.adapt import AdaptConfig, adapt, task_to_adapt
 
         folder = self.run_dir.path / "adapted"
         if folder.exists():
@@ -215,7 +216,7 @@ class _Search:
         assert isinstance(self.space, SearchSpace)  # Prepared sees to it
         config = AdaptConfig(seed=self.request.seed)
         tokenizer = AutoTokenizer.from_pretrained(self.loaded.tokenizer_dir)
-        task = load_task(self.request.task, tokenizer, config)
+        task = task_to_adapt(self.request.task, tokenizer, self.loaded.text, config, self.request.task_options)
         self.progress.start("adapting the supernet to the task", config.steps)
         adapt(
             self.loaded,

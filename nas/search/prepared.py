@@ -18,12 +18,9 @@ from search_spaces.architecture import Architecture
 from search_spaces.chain_space import ChainSpace
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space
-from supernet.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from supernet.checkpoint import LoadedSupernet
-
-_HEAD = TaskHead(TaskSpec("classification", ("no", "yes")))
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Prepared:
         space: What is searched of it.
         samplers: Everything that searches: what was asked for, or what suits the supernet.
         notes: What a person should know of it.
-        has_task: Whether the model shall classify texts: then what is timed of a shape is what its head reads.
+        head: Of the task that the model shall learn, if any: then what is timed of a shape is what its head reads.
     """
 
     devices: tuple[Device, ...]
@@ -46,11 +43,11 @@ class Prepared:
     space: Space
     samplers: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    has_task: bool = False
+    head: TaskHead | None = None
 
     def timed(self, architecture: Architecture) -> Architecture:
-        """The shape that is timed for an architecture: for a task, without what no head on position 0 reads."""
-        return without_unread_positions(architecture, _HEAD) if self.has_task else architecture
+        """The shape that is timed for an architecture: for a task, without what its head does not read."""
+        return architecture if self.head is None else without_unread_positions(architecture, self.head)
 
     @property
     def targets(self) -> list[Target | None]:
@@ -62,7 +59,7 @@ class Prepared:
         """Finds what a request names.
 
         Raises:
-            InvalidInputError: The supernet, the space or a goal breaks a law.
+            InvalidInputError: The supernet, the space, the task or a goal breaks a law.
             DeviceNotAvailableError: A device is not there.
         """
         devices = tuple(resolve(goal.device, goal.settings) for goal in request.goals)
@@ -92,13 +89,26 @@ class Prepared:
                 f"a task adapts supernets of uniform encoders, and {space.name!r} holds chains; leave --task out and "
                 "fine-tune the model that is found"
             )
+        head = _head(request, loaded, space)
         samplers = request.samplers or (_suitable_sampler(loaded, devices),)
         for sampler in samplers:
             check_sampler_suits(sampler, space, has_texts=loaded.reference is not None, has_blocks=_has_blocks(loaded))
         if "assembly" in samplers:
             _check_measurable(goals)
         notes = (_untrained(request),) if _is_narrow(space) and not _is_narrow(loaded.space) else ()
-        return cls(devices, goals, loaded, space, samplers, notes, request.task is not None)
+        return cls(devices, goals, loaded, space, samplers, notes, head)
+
+
+def _head(request: SearchRequest, loaded: "LoadedSupernet", space: Space) -> TaskHead | None:
+    """What stands on the model that is searched for; None where there is no task."""
+    if request.task is None:
+        return None
+    from supernet.adapt import check_adaptable
+    from supernet.task import read_task
+
+    spec = read_task(request.task, request.task_options).spec(loaded.text.max_positions, is_cut=True)
+    check_adaptable(spec, space)
+    return TaskHead(spec)
 
 
 def _has_blocks(loaded: "LoadedSupernet") -> bool:

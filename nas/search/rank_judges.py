@@ -11,10 +11,10 @@ from nas.errors import InvalidInputError
 from nas.progress import Progress
 from nas.search.rank_request import RankRequest
 from search_spaces.architecture import Architecture
-from supernet.adapt import AdaptConfig, adapt, load_task
+from supernet.adapt import AdaptConfig, adapt, quality_name, task_to_adapt
 from supernet.checkpoint import LoadedSupernet
 from supernet.encoder import Encoder
-from supernet.evaluate import TeacherAgreement, similarity_agreement, task_accuracy
+from supernet.evaluate import TeacherAgreement, similarity_agreement, task_quality
 from supernet.further import train_alone
 from supernet.inherit import space_of
 from supernet.losses import pool
@@ -85,14 +85,14 @@ class Distilled:
 
 
 class FineTuned:
-    """A subnet fine-tuned alone on a task from its inherited weights, judged by accuracy on the validation split.
+    """A subnet fine-tuned alone on a task from its inherited weights, judged by a figure on the validation split.
 
     Args:
         request: What is ranked.
         loaded: The supernet.
 
     Raises:
-        InvalidInputError: The task is not one of classification, or cannot be read.
+        InvalidInputError: The task cannot be read.
     """
 
     def __init__(self, request: RankRequest, loaded: LoadedSupernet) -> None:
@@ -100,12 +100,13 @@ class FineTuned:
         usual = AdaptConfig(batch_size=request.batch_size, seq_len=request.seq_len, seed=request.seed)
         self._loaded = loaded
         self._config = usual if request.steps is None else replace(usual, steps=request.steps)
-        self._task = load_task(request.task, load_tokenizer(str(loaded.tokenizer_dir)), usual)
+        tokenizer = load_tokenizer(str(loaded.tokenizer_dir), loaded.text)
+        self._task = task_to_adapt(request.task, tokenizer, loaded.text, usual)
         self._usual = usual
-        self.name = "accuracy after fine-tuning alone"
+        self.name = f"{quality_name(self._task.spec)} after fine-tuning alone"
 
     def __call__(self, architecture: Architecture, folder: Path, on_step: OnStep) -> float:
-        """The accuracy that a subnet reaches alone."""
+        """The figure that a subnet reaches alone."""
         steps = self._config.steps
         adapt(
             self._loaded,
@@ -115,7 +116,7 @@ class FineTuned:
             space=space_of(architecture),
             on_step=lambda step, loss: on_step(step / steps, loss),
         )
-        return task_accuracy(folder)(architecture)
+        return task_quality(folder)(architecture)
 
     def adapted(self, folder: Path, progress: Progress) -> Path:
         """The whole supernet adapted to the task, as a search with the task does it."""

@@ -189,7 +189,7 @@ class _Ranking:
     def _tools(self, run: RunDir, progress: Progress) -> "tuple[Judge, dict[str, Score]]":
         """What trains a subnet alone, and what scores it."""
         from nas.search.rank_judges import Distilled, FineTuned
-        from supernet.evaluate import TaskAccuracy, TeacherAgreement, task_accuracy
+        from supernet.evaluate import TeacherAgreement, task_quality
         from supernet.pooling import pooling_of
         from supernet.proxies import WPca
 
@@ -203,8 +203,8 @@ class _Ranking:
             scores[INHERITED], inherited_name = agreement, agreement.name
         else:
             judge = FineTuned(self.request, self.loaded)
-            accuracy = task_accuracy(judge.adapted(run.path / "adapted", progress))
-            scores[INHERITED], inherited_name = accuracy, f"{TaskAccuracy.name} of the adapted supernet"
+            quality = task_quality(judge.adapted(run.path / "adapted", progress))
+            scores[INHERITED], inherited_name = quality, f"{quality.name} of the adapted supernet"
             if agreement is not None:
                 scores[agreement.name] = agreement
         proxies: list[Score] = [encoder_parameters, lambda architecture: num_macs(architecture, MACS_SEQ_LEN)]

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nas.devices.target import Settings
 from nas.errors import InvalidInputError, unknown_name
 from nas.search.objective import MAX_GOALS
 from search_spaces.spaces import Space, space_from_dict
+from supernet.task_spec import TaskOptions
 
 ENGINES = ("inprocess", "ray")
 _BUDGET = re.compile(r"(?P<device>.+):(?P<ms>[-+]?[0-9.][^:/@]*|[-+]?nan|[-+]?inf)ms", re.IGNORECASE)
@@ -130,6 +131,7 @@ class SearchRequest:
         num_evaluations: Architectures to evaluate; 80 where None, 100 of ``assembly``.
         task: File or hub id of a labelled task to judge quality by, which the chosen model then learns; None for
             agreement with the teacher.
+        task_options: What is named of the task rather than found.
         teacher: Task model that teaches the chosen one; None for the supernet's largest subnet, fine-tuned before.
         epochs: Of the chosen model's fine-tuning; 4 where None.
         run_dir: Folder for the search; None for a new one under ``runs/``.
@@ -151,6 +153,7 @@ class SearchRequest:
     seed: int = 0
     num_evaluations: int | None = None
     task: str | None = None
+    task_options: TaskOptions = field(default_factory=TaskOptions)
     teacher: str | None = None
     epochs: float | None = None
     run_dir: Path | None = None
@@ -208,6 +211,8 @@ class SearchRequest:
         )
         if self.task is None and (self.teacher is not None or self.epochs is not None):
             raise InvalidInputError("a teacher and epochs are for the task that the model learns; add --task")
+        if self.task is None and self.task_options != TaskOptions():
+            raise InvalidInputError("a kind and columns are those of a task; add --task")
         check_percentile(self.percentile)
         if not isinstance(self.narrow, bool):
             raise InvalidInputError(f"narrow must be true or false, got {self.narrow!r}")
@@ -234,6 +239,7 @@ class SearchRequest:
         data["supernet"] = None if self.supernet is None else str(self.supernet.resolve())
         data["space"] = None if self.space is None else self.space.to_dict()
         data["compare_samplers"] = list(self.compare_samplers)
+        data["task_options"] = asdict(self.task_options)
         return data
 
     @classmethod
@@ -258,6 +264,7 @@ class SearchRequest:
                 "supernet": None if supernet is None else Path(str(supernet)),
                 "compare_samplers": tuple(data["compare_samplers"]),
                 "space": None if space is None else space_from_dict(space),
+                "task_options": TaskOptions.from_dict(data["task_options"]),
             }
         )
         request.check()

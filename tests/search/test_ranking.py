@@ -95,7 +95,7 @@ def test_a_task_makes_accuracy_the_truth(trained, paragraphs, tmp_path):
     )
     result = ranked(asked, tmp_path / "r")
     rows = result.rows
-    assert result.truth_name == "accuracy after fine-tuning alone"
+    assert result.truth_name == "task accuracy after fine-tuning alone"
     assert len(rows) == 5
     for row in rows:
         assert 0 <= row["truth"] <= 1

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from pipeline_fakes import BUDGET_S, device, supernet_dir
+from task_cases import numbers_and_words, write_rows
 
 import nas
 from nas.errors import InvalidInputError
@@ -39,6 +40,42 @@ def task(tmp_path_factory, paragraphs):
     path = tmp_path_factory.mktemp("task") / "task.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def tagged(paragraphs):
+    return numbers_and_words(200)
+
+
+def counted(paragraphs):
+    """Pairs of texts, and how much more warlike the second one is."""
+    rng, rows = random.Random(0), []
+    for _ in range(240):
+        counts = rng.randint(0, 3), rng.randint(0, 3)
+        texts = [" ".join(["war"] * count + ["peace"] * (3 - count)) for count in counts]
+        rows.append({"first": texts[0], "second": texts[1], "more": (counts[1] - counts[0]) / 2})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "named", "quality", "figure"),
+    [
+        (tagged, {}, "task token accuracy", "token_accuracy"),
+        (counted, {"text": "first", "text_pair": "second", "label": "more"}, "task pearson", "pearson"),
+    ],
+)
+def test_tags_and_numbers_and_pairs_are_searched_for_too(
+    supernet_dir, tmp_path, device, paragraphs, rows, named, quality, figure
+):
+    task = write_rows(tmp_path / "task.jsonl", rows(paragraphs))
+    result = asked(supernet_dir, task, tmp_path / "run", evaluations=4, **named)
+    assert (result.exit_code, result.quality_name) == (0, quality)
+    told = result.to_dict()["task_model"]
+    assert (told["split"], told["scores"][figure] > 0.7) == ("validation", True)
+    model = load_task_model(result.chosen.model_dir)
+    assert model.architecture.key() == result.chosen.key
+    found = nas.evaluate(result.chosen.model_dir, task=task, split="validation", **named)
+    assert found.scores["torch"] == told["scores"]
+    assert nas.search(resume=tmp_path / "run").to_dict() == result.to_dict()
 
 
 class StopAt(SilentProgress):
@@ -81,10 +118,13 @@ def test_it_ends_with_a_task_model_within_the_budget_also_when_interrupted(super
 def test_a_teacher_that_answers_no_task_is_refused_first(supernet_dir, task, tmp_path, teacher_dir):
     with pytest.raises(InvalidInputError, match="has no head"):
         asked(supernet_dir, task, tmp_path / "run", teacher=str(teacher_dir))
-    numbers = tmp_path / "numbers.jsonl"
-    numbers.write_text("".join(json.dumps({"text": "a", "label": place / 2}) + "\n" for place in range(30)))
-    with pytest.raises(InvalidInputError, match=r"adapts its supernet to classes of texts, .* is a regression task"):
-        asked(supernet_dir, str(numbers), tmp_path / "run")
+    tags = write_rows(tmp_path / "tags.jsonl", numbers_and_words())
+    with pytest.raises(InvalidInputError, match="tags are read from the states of all words, .* leave --narrow out"):
+        asked(supernet_dir, tags, tmp_path / "run", narrow=True)
+    with pytest.raises(InvalidInputError, match="no column 'stars'"):
+        asked(supernet_dir, task, tmp_path / "run", label="stars")
+    with pytest.raises(InvalidInputError, match="a kind and columns are those of a task; add --task"):
+        asked(supernet_dir, None, tmp_path / "run", epochs=None, label="stars")
     with pytest.raises(InvalidInputError, match="add --task"):
         asked(supernet_dir, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -6,10 +6,10 @@ import torch
 
 from search_spaces.errors import InvalidInputError
 from search_spaces.space import SearchSpace
-from supernet.adapt import AdaptConfig, adapt, load_adapted, load_task
+from supernet.adapt import AdaptConfig, adapt, load_adapted, task_to_adapt
 from supernet.checkpoint import load_supernet
 from supernet.course import split_budget
-from supernet.evaluate import TaskAccuracy, TeacherAgreement
+from supernet.evaluate import TaskQuality, TeacherAgreement
 from supernet.extract import extract
 from supernet.partitions import PartitionedSupernet, split_space
 from supernet.teacher import load_tokenizer
@@ -108,8 +108,8 @@ def test_a_supernet_in_parts_is_adapted_to_a_task_as_one(trained, tmp_path, toke
     rows = [{"text": f"{word} of the nation", "label": word} for word in ("peace", "war") * 20]
     path.write_text("\n".join(map(json.dumps, rows)))
     loaded, config = load_supernet(trained[0]), AdaptConfig(steps=2, batch_size=4, seq_len=16)
-    task = load_task(str(path), load_tokenizer(str(tokenizer_dir)), config)
+    task = task_to_adapt(str(path), load_tokenizer(str(tokenizer_dir)), loaded.text, config)
     adapt(loaded, task, tmp_path / "adapted", config)
     adapted = load_adapted(tmp_path / "adapted")
     assert isinstance(adapted.supernet, PartitionedSupernet)
-    assert 0 <= TaskAccuracy(adapted)(SPACE.smallest()) <= 1
+    assert 0 <= TaskQuality(adapted)(SPACE.smallest()) <= 1
