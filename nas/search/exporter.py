@@ -41,7 +41,7 @@ class Exporter:
     write_task_model: WriteTaskModel | None = None
 
     def export(self, trial: Trial, folder: Path) -> "ExportReport":
-        """Cuts a trial's model from the supernet and exports it into a folder.
+        """Cuts a trial's model from the supernet and exports it into a folder, pooled as it was judged.
 
         Raises:
             InvalidInputError: The place is occupied or cannot be written, or the supernet is broken.
@@ -49,14 +49,17 @@ class Exporter:
         """
         from supernet.adapt import load_adapted
         from supernet.extract import extract
+        from supernet.pooling import pooling_of
 
         tokenizer_dir, facts = self.loaded.tokenizer_dir, self.facts(trial)
         if self.request.task is None:
-            return export_model(extract(self.loaded.supernet, trial.architecture), tokenizer_dir, folder, facts=facts)
+            encoder = extract(self.loaded.supernet, trial.architecture)
+            pooling = "first" if self.request.narrow else pooling_of(self.request.space or self.loaded.space)
+            return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=pooling)
         adapted = load_adapted(self.run.path / "adapted")
         encoder = extract(adapted.supernet, trial.architecture)
         if self.write_task_model is None:
-            return export_model(encoder, tokenizer_dir, folder, facts=facts)
+            return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=adapted.pooling)
         return self.write_task_model(encoder, adapted.spec, tokenizer_dir, folder, facts)
 
     def facts(
