@@ -1,6 +1,6 @@
 """How much faster is int8 than float32 on one thread, by the width of the encoder?
 
-    python benchmarks/int8_width.py [--widths 128 256 384] [--layers 4] [--rounds 5] [--seconds 2] [--json FILE]
+    python benchmarks/int8_width.py [--widths 128 256 384] [--layers 4] [--rounds 5] [--seconds 1.5] [--json FILE]
 
 Encoders with random weights and four times as wide a feed-forward, one text of 128 tokens. Of each width three files
 are timed through our runner in one session, one after the other, each beside the anchor: float32, int8 with activations
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 192, 256, 312, 384, 512, 768])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     times: dict[str, list[float]] = {}
