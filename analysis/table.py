@@ -14,6 +14,7 @@ COLUMNS = (
     "key",
     "shape",
     "quality",
+    "precision",
     "latency_ms",
     "low_ms",
     "high_ms",
@@ -31,6 +32,8 @@ COLUMNS = (
 
 def shape(architecture: Architecture) -> str:
     """An architecture in a few words, e.g. ``4 layers, hidden 256, FFN 1024, 8 x 32 heads``."""
+    if architecture.precision != "fp32":
+        return f"{shape(architecture.shape)}, {architecture.precision}"
     if architecture.bert_layer is None:
         kinds = {Attention: "attention", FeedForward: "feed-forward", SepConv: "convolution"}
         chain = architecture.sublayers
@@ -86,6 +89,7 @@ def _row(trial: Trial, goal: int, prediction: Latency | None, is_on_front: bool)
         "key": trial.key,
         "shape": shape(trial.architecture),
         "quality": trial.quality,
+        "precision": latency.conditions.precision,
         "latency_ms": _ms(latency.p50_s),
         "low_ms": _ms(latency.low_s),
         "high_ms": _ms(latency.high_s),

@@ -100,8 +100,8 @@ def export_pick(run_path: Path, out: Path, *, pick: str, progress: Progress) -> 
         with atomic_folder(out) as folder:
             shutil.copytree(model.model_dir, folder, dirs_exist_ok=True)
         latencies: dict[str, list[Latency]] = {}
-        for goal, latency in zip(result.goals, model.trial.latencies, strict=True):
-            latencies.setdefault(model_file(goal.conditions), []).append(latency)
+        for latency in model.trial.latencies:
+            latencies.setdefault(model_file(latency.conditions), []).append(latency)
         return Exported(model.key, out, model.trial.quality, latencies)
     return _export_anew(run, model, out, progress)
 

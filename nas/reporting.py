@@ -119,7 +119,10 @@ def _predictors(run: RunDir, result: "SearchResult") -> dict[str, str]:
 
     rows = {}
     for place, goal in enumerate(result.goals):
-        with contextlib.suppress(OSError, ValueError, InvalidInputError):
-            of = f" of {goal.name}" if len(result.goals) > 1 else ""
-            rows[f"latency predictor{of}"] = read_predictor(predictor_file(run.path, place)).description
+        for precision in result.precisions or ("fp32",):
+            with contextlib.suppress(OSError, ValueError, InvalidInputError):
+                of = f" of {goal.name}" if len(result.goals) > 1 else ""
+                of += f" in {precision}" if result.precisions else ""
+                predictor = read_predictor(predictor_file(run.path, place, precision))
+                rows[f"latency predictor{of}"] = predictor.description
     return rows

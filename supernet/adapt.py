@@ -28,6 +28,7 @@ from search_spaces.spaces import Space
 from supernet.checkpoint import AnySupernet, LoadedSupernet, load_state, load_supernet, read_tensors, save_supernet
 from supernet.elastic import ElasticLinear
 from supernet.examples import Examples, TaskBatch
+from supernet.int8 import subnet_runner
 from supernet.narrow import check_all_positions, take
 from supernet.pooling import POOLINGS, Pooling, check_pooling, pooling_of, text_states
 from supernet.precision import choose_precision
@@ -84,22 +85,18 @@ class AdaptedTask:
         """What the figure is called that subnets are judged by."""
         return quality_name(self.spec)
 
-    def logits(self, architecture: Architecture, batch: TaskBatch) -> Tensor:
-        """What one subnet answers: (B, C), numbers in units of the training labels' spread, or (B, M, C) of words."""
-        return _logits(self.supernet, self.head, architecture, batch, self.pooling)
-
     def quality(self, architecture: Architecture, *, batch_size: int = 64) -> float:
         """A subnet's figure on the validation texts: the usual one of the task, see ``supernet.task_metrics``.
 
         Raises:
             InvalidInputError: The architecture is not of the supernet's space, or has not all states that are read.
         """
-        self.supernet.check_member(architecture)
+        run = subnet_runner(self.supernet, architecture)
         _check_states(architecture, self.spec, self.pooling)
         answers: list[Any] = [None] * len(self.validation)
         with torch.inference_mode():
             for batch in self.validation.batches(batch_size):
-                logits = self.logits(architecture, batch)
+                logits = _read(self.head, run(batch), batch, self.pooling)
                 found = logits[:, 0] if self.spec.kind == "regression" else logits.argmax(-1)
                 for index, one in zip(batch.indices.tolist(), found.tolist(), strict=True):
                     is_words = self.validation.positions is not None
@@ -156,10 +153,8 @@ def _check_states(architecture: Architecture, spec: TaskSpec, pooling: Pooling) 
         check_pooling(architecture, pooling)
 
 
-def _logits(
-    supernet: AnySupernet, head: ElasticLinear, architecture: Architecture, batch: TaskBatch, pooling: Pooling
-) -> Tensor:
-    hidden = supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1]
+def _read(head: ElasticLinear, hidden: Tensor, batch: TaskBatch, pooling: Pooling) -> Tensor:
+    """What a head makes of hidden states: (B, C), or (B, M, C) of words."""
     if batch.positions is not None:
         states = take(hidden, batch.positions)  # (B, M, D)
     else:
@@ -224,7 +219,8 @@ def adapt(
         total = 0.0
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             for architecture in subnets:
-                logits = _logits(supernet, head, architecture, batch, pooling)
+                hidden = supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1]
+                logits = _read(head, hidden, batch, pooling)
                 loss = label_loss(task.spec.kind, logits, labels) / len(subnets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())

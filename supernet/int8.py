@@ -106,7 +106,7 @@ def _absorb(encoder: Encoder) -> set[nn.Linear]:
             module.is_absorbed = is_absorbed_cheaper(*sizes, 1)
             if module.is_absorbed:
                 absorbed |= {module.key, module.value}
-                module.output.bias += module.output.weight @ module.value.bias  # the file has it behind the output
+                module.output.bias.add_(module.output.weight @ module.value.bias)  # where the file has it
                 module.value.bias.zero_()
     return absorbed
 
@@ -138,7 +138,7 @@ def run_by_length(encoder: Encoder, batch: AnyBatch) -> Tensor:
     width = longest if encoder.keeps_all_positions else 1
     hidden = torch.zeros(num_texts, width, encoder.architecture.hidden_size)
     lengths = batch.attention_mask.sum(1)
-    for length in lengths.unique().tolist():
+    for length in sorted(set(lengths.tolist())):
         rows = lengths == length
         types = None if batch.token_type_ids is None else batch.token_type_ids[rows, :length]
         found = encoder(batch.input_ids[rows, :length], None, types)

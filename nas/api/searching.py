@@ -94,7 +94,7 @@ def search(
     *,
     device: str | Sequence[str] = "cpu",
     runtime: str | None = None,
-    precision: str | None = None,
+    precision: str | Sequence[str] | None = None,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     batch_size: int | Sequence[int] = 1,
@@ -132,7 +132,8 @@ def search(
         latency_ms: The budget of every device without one of its own; None for the whole Pareto front.
         device: One or several of :func:`devices`, each perhaps with a budget of its own, such as ``board:20ms``.
         runtime: ``onnxruntime``, ``openvino``, ``torch`` or ``torch-graphs``; None for the device's own.
-        precision: ``fp32``, ``int8`` ...; None for the device's own.
+        precision: ``fp32``, ``int8`` ...; both of these for a search that chooses between them, by quality and latency
+            of the model as it then runs; None for the device's own.
         threads: Threads of the runtime; None for the device's own.
         cpus: The cores to run on; None for the device's own, or the idlest.
         batch_size: Texts at a time, one or several.
@@ -192,12 +193,14 @@ def search(
     from nas.search.request import SearchRequest, goal_requests
     from supernet.task_spec import TaskOptions
 
+    named = () if precision is None else (precision,) if isinstance(precision, str) else tuple(precision)
+    precisions = named if len(named) > 1 else ()
     goals = goal_requests(
         [device] if isinstance(device, str) else device,
         None if latency_ms is None else latency_ms / 1e3,
         ray_address=ray_address,
         runtime=runtime,
-        precision=precision,
+        precision="fp32" if precisions else next(iter(named), None),
         threads=threads,
         cpus=cpus,
         batch_size=batch_size,
@@ -205,6 +208,7 @@ def search(
     )
     request = SearchRequest(
         goals=goals,
+        precisions=precisions,
         percentile=percentile,
         max_memory_mb=max_memory_mb,
         max_size_mb=max_size_mb,

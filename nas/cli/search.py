@@ -35,7 +35,10 @@ def search(
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8; the device's own by default.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32 or int8, or fp32,int8 to have it chosen as well; the device's own by default."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 1 by default.")] = None,
     cpus: Annotated[str | None, typer.Option(help="Cores to run on, such as 2,3; the idlest by default.")] = None,
     supernet: Annotated[
@@ -112,7 +115,7 @@ def search(
             latency_ms,
             device=device or "cpu",
             runtime=runtime,
-            precision=precision,
+            precision=None if precision is None else options.names("--precision", precision),
             threads=threads,
             cpus=None if cpus is None else options.whole_numbers("--cpus", cpus),
             batch_size=options.whole_numbers("--batch-size", batch_size),

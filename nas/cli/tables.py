@@ -135,7 +135,7 @@ def print_chosen(model: FoundModel, result: SearchResult) -> None:
         lines.append(f"  {_latency_words(goal, latency)} on {on} {_evidence(goal, latency)}")
     limited = {one.what: one.said for one in result.standings(model) if one.what not in {g.name for g in result.goals}}
     lines += [f"  {what}: {said}" for what, said in limited.items()]
-    lines.append(f"  exported to {model.model_dir}")
+    lines.append(f"  exported to {model.model_dir}" + (f"; it runs from {model.file}" if result.precisions else ""))
     console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 

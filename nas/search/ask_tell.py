@@ -11,8 +11,8 @@ evaluates several at a time). Nothing else is carried from one to the next.
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile, zip_longest
 from typing import Literal
 
 import optuna
@@ -27,6 +27,8 @@ from nas.search.proposers import draws
 from nas.search.samplers import BEGIN_WITH_DESIGNS, check_sampler, distributions, make_proposer, make_sampler
 from nas.search.store import TrialStore, directions
 from search_spaces.architecture import Architecture
+from search_spaces.precisions import shapes_of
+from search_spaces.spaces import Space
 
 MAX_EVALUATIONS = 100_000
 MAX_REPEATS = 3
@@ -174,7 +176,9 @@ class AskTell:
         problem = self.problem
         if self._sampler not in BEGIN_WITH_DESIGNS or problem.listed:
             return []
-        return budget_filling(problem.space, problem.fits) if problem.is_bounded else size_spanning(problem.space)
+        groups = [_designs(problem, shapes_of(problem.space), precision) for precision in problem.space.precision]
+        turns = chain.from_iterable(zip_longest(*groups))
+        return [design for design in turns if design is not None][: max(map(len, groups))]
 
     def _first_design(self) -> Suggestion | None:
         design = next(filter(self._is_open, self._designs), None)
@@ -252,6 +256,17 @@ class AskTell:
     def _rng(self, purpose: str) -> random.Random:
         """Randomness for one purpose of one suggestion: the same whenever the same trials came before."""
         return random.Random(f"{self._seed} {len(self._records) + self.num_in_flight} {purpose}")
+
+
+def _designs(problem: SearchProblem, shapes: Space, precision: str) -> list[Architecture]:
+    """Where a search that learns begins, of one number format."""
+
+    def in_it(shape: Architecture) -> Architecture:
+        return replace(shape, precision=precision)
+
+    if not problem.is_bounded:
+        return list(map(in_it, size_spanning(shapes)))
+    return list(map(in_it, budget_filling(shapes, lambda shape: problem.fits(in_it(shape)))))
 
 
 def _working_copy(problem: SearchProblem, store: TrialStore) -> optuna.Study:

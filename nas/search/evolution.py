@@ -11,8 +11,8 @@ from nas.errors import InfeasibleBudgetError, InvalidInputError
 from nas.search.objective import SearchProblem
 from nas.search.proposers import MAX_DRAWS, MAX_ENUMERATED, MayEvaluate, draws
 from search_spaces.architecture import Architecture
+from search_spaces.precisions import AnySpace
 from search_spaces.space import SearchSpace
-from search_spaces.spaces import Space
 
 POPULATION = 25
 FRESH_SHARE = 0.5
@@ -34,7 +34,7 @@ class FastRule:
         InvalidInputError: Nothing in the space keeps to the rule, or its layers are not all alike.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: AnySpace) -> None:
         if not isinstance(space, SearchSpace):
             raise InvalidInputError(
                 "evolution-fast keeps to proportions of layers that are all alike, which this space's are not; "

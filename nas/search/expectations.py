@@ -114,7 +114,7 @@ class Expectations:
 
     def least_use(self) -> Use:
         """The share that a trial uses at least: above 1 it cannot fit, as far as predictions can be trusted."""
-        factors = self._factors()
+        factor = self._factor()
 
         def least(trial: Trial) -> float:
             uses = [self._limits_use(trial, is_least=not self.exports)]
@@ -123,7 +123,7 @@ class Expectations:
                     continue
                 shown = self._shown(trial, place)
                 if shown is None:
-                    uses.append(trial.latencies[place].low_s * factors[place] / goal.budget_s)
+                    uses.append(trial.latencies[place].low_s * factor(trial, place) / goal.budget_s)
                 elif goal.judge(shown) == "exceeds":
                     uses.append(goal.value_s(shown) / goal.budget_s)
             return max(uses)
@@ -145,25 +145,32 @@ class Expectations:
 
     def _expected_s(self) -> Callable[[Trial, int], float]:
         """What a trial's latency on a goal is expected to be: what its shape took, else the corrected prediction."""
-        factors = self._factors()
+        factor = self._factor()
 
         def expected_s(trial: Trial, place: int) -> float:
             goal, prediction = self.goals[place], trial.latencies[place]
             if not goal.is_measurable:
                 return prediction.high_s  # no measurement will narrow it
             shown = self._shown(trial, place)
-            return prediction.p50_s * factors[place] if shown is None else goal.value_s(shown)
+            return prediction.p50_s * factor(trial, place) if shown is None else goal.value_s(shown)
 
         return expected_s
 
-    def _factors(self) -> list[float]:
-        """For each goal, how many times the predicted median the measured percentile is."""
-        factors = []
-        for place, goal in enumerate(self.goals):
-            pairs = ((self.shapes[trial.architecture][place], trial.latencies[place]) for trial in self.timed)
-            found = [goal.value_s(shape) / prediction.p50_s for shape, prediction in pairs if shape is not None]
-            factors.append(statistics.median(found or [self.tails[place] if self.tails else 1.0]))
-        return factors
+    def _factor(self) -> Callable[[Trial, int], float]:
+        """For a trial's goal how many times the predicted median the measured percentile is, in its precision."""
+        found: dict[tuple[str, int], list[float]] = {}
+        for trial in self.timed:
+            for place, shape in enumerate(self.shapes[trial.architecture]):
+                if shape is not None:
+                    ratio = self.goals[place].value_s(shape) / trial.latencies[place].p50_s
+                    found.setdefault((trial.architecture.precision, place), []).append(ratio)
+        factors = {key: statistics.median(ratios) for key, ratios in found.items()}
+
+        def factor(trial: Trial, place: int) -> float:
+            usual = self.tails[place] if self.tails else 1.0
+            return factors.get((trial.architecture.precision, place), usual)
+
+        return factor
 
     def _limits_use(self, trial: Trial, *, is_least: bool = False) -> float:
         """The share of the limits on size and memory; at least 0."""
@@ -177,12 +184,13 @@ class Expectations:
         return max(uses)
 
     def _size(self, trial: Trial, place: int, *, is_least: bool = False) -> float:
-        conditions = self.goals[place].conditions
+        conditions = trial.latencies[place].conditions
         if is_least:
             return least_bytes(trial.num_parameters, conditions)
         off = [
-            exported.size_bytes / expected_bytes(exported.trial.num_parameters, conditions)
+            exported.size_bytes / expected_bytes(one.num_parameters, one.latencies[place].conditions)
             for exported in self.exports.values()
+            for one in (exported.trial,)
         ]
         return expected_bytes(trial.num_parameters, conditions) * statistics.median(off or [1.0])
 

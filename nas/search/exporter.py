@@ -53,11 +53,11 @@ class Exporter:
 
         tokenizer_dir, facts = self.loaded.tokenizer_dir, self.facts(trial)
         if self.request.task is None:
-            encoder = extract(self.loaded.supernet, trial.architecture)
+            encoder = extract(self.loaded.supernet, trial.architecture.shape)
             pooling = "first" if self.request.narrow else pooling_of(self.request.space or self.loaded.space)
             return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=pooling)
         adapted = load_adapted(self.run.path / "adapted")
-        encoder = extract(adapted.supernet, trial.architecture)
+        encoder = extract(adapted.supernet, trial.architecture.shape)
         if self.write_task_model is None:
             return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=adapted.pooling)
         return self.write_task_model(encoder, adapted.spec, tokenizer_dir, folder, facts)
@@ -73,9 +73,12 @@ class Exporter:
             device: In words what they hold for.
         """
         known = {name: str(value) for name, value in self.loaded.training.items() if value is not None}
+        name = str(self.run.read().get("quality_name", "quality"))
+        if self.request.precisions:
+            name += f", computed in {trial.architecture.precision}, which the search chose"
         return CardFacts(
             quality=trial.quality,
-            quality_name=str(self.run.read().get("quality_name", "quality")),
+            quality_name=name,
             latencies=latencies or {},
             device=device,
             supernet=f"{self.loaded.folder.name} ({self.loaded.digest})",

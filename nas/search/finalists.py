@@ -7,7 +7,7 @@ prediction stands in, and is called that.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,8 @@ class Finals:
     Args:
         goals: What is asked.
         limits: What is asked beside time.
-        targets: What to measure each goal on; None where it is known from a profile alone.
+        targets: What to measure each goal on, by the precision that an architecture runs in; None where a profile is
+            all that is known.
         text: What the encoders read.
         export: Exports a trial's model into a folder.
         progress: What is told about it.
@@ -50,7 +51,7 @@ class Finals:
 
     goals: Sequence[Goal]
     limits: Limits
-    targets: Sequence[Target | None]
+    targets: Sequence[Mapping[str, Target | None]]
     text: TextSpec
     export: Export
     progress: Progress
@@ -150,7 +151,7 @@ class Finals:
             closest = min((one.trial for one in known.exports.values()), key=lambda trial: shares[trial.key])
         else:
             closest = min(known.timed or ranked, key=use)
-        at_least = max(least_bytes(closest.num_parameters, goal.conditions) for goal in self.goals)
+        at_least = max(least_bytes(closest.num_parameters, latency.conditions) for latency in closest.latencies)
         return Conclusion(
             5 if is_open else 3, None, closest.key, self._measured(), {closest.key: at_least, **self._sizes()}
         )
@@ -172,15 +173,20 @@ class Finals:
         return max((one.share for one in self._standings(exported) if one.share is not None), default=0.0)
 
     def _time(self, trials: Sequence[Trial]) -> None:
-        """Times shapes on every target that has a budget."""
+        """Times shapes on every target that has a budget, each in its precision."""
         by_goal: list[dict[str, Latency]] = []
-        for goal, target in zip(self.goals, self.targets, strict=True):
-            if target is None or goal.budget_s is None:
-                by_goal.append({})
-                continue
+        for goal, targets in zip(self.goals, self.targets, strict=True):
+            by_goal.append({})
             text = timing_text(self.text, goal.conditions.seq_len)
-            models = {trial.key: Shape(self.timed(trial.architecture), text) for trial in trials}
-            by_goal.append(target.measure(models, seconds_each=seconds_for(goal, SHAPE_SECONDS), attempts=1))
+            for precision, target in targets.items():
+                models = {
+                    trial.key: Shape(self.timed(trial.architecture.shape), text)
+                    for trial in trials
+                    if trial.architecture.precision == precision
+                }
+                if models and target is not None and goal.budget_s is not None:
+                    seconds = seconds_for(goal, SHAPE_SECONDS)
+                    by_goal[-1] |= target.measure(models, seconds_each=seconds, attempts=1)
         for trial in trials:
             self._known.add_shape(trial, tuple(found.get(trial.key) for found in by_goal))
 
@@ -191,7 +197,8 @@ class Finals:
         self.export(trial, model_dir)
         self.progress.finish()
         latencies: list[Latency | None] = []
-        for goal, target in zip(self.goals, self.targets, strict=True):
+        for goal, targets in zip(self.goals, self.targets, strict=True):
+            target = targets[trial.architecture.precision]
             if target is None:
                 latencies.append(None)
                 continue
@@ -201,7 +208,8 @@ class Finals:
             latency = target.measure({trial.key: model_dir}, seconds_each=seconds)[trial.key]
             self.progress.finish(f"{latency.p50_s * 1e3:.2f} ms, {latency.verdict}")
             latencies.append(latency)
-        size = max((model_dir / model_file(goal.conditions)).stat().st_size for goal in self.goals)
+        files = {model_file(latency.conditions) for latency in trial.latencies}
+        size = max((model_dir / name).stat().st_size for name in files)
         exported = Exported(trial, tuple(latencies), size)
         self._known.exports[trial.architecture] = exported
         return exported

@@ -12,8 +12,8 @@ from nas.errors import InfeasibleBudgetError, InvalidInputError
 from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.choices import AS_HIDDEN
 from search_spaces.cost import num_macs, num_parameters
+from search_spaces.precisions import AnySpace, forms_of, shapes_of
 from search_spaces.space import SearchSpace
-from search_spaces.spaces import Space
 
 MAX_GOALS = 8
 
@@ -27,7 +27,7 @@ class Candidate:
     """An architecture with all that is known of it before its quality is.
 
     Attributes:
-        architecture: The shape.
+        architecture: The shape, and perhaps what it runs in.
         latencies: Its predicted latencies, one for each goal.
         num_parameters: Weights and biases, embeddings included.
         num_macs: Multiply-accumulates of one forward pass under the first latency's conditions.
@@ -62,22 +62,22 @@ class SearchProblem:
     Attributes:
         space: What may be chosen.
         text: The tables every candidate has.
-        predict: Latencies of an architecture from its shape, one for each goal; pure and quick.
+        predict: Latencies of an architecture before it is evaluated, one for each goal; pure and quick.
         make_evaluator: Makes the quality evaluator; takes no argument and can be pickled, so that a worker in another
             process makes its own.
         goals: What the latencies are of, with the budgets.
-        max_parameters: The most parameters allowed, or None.
+        max_parameters: The most parameters allowed, by what an architecture runs in; empty where there is no limit.
         proxies: Makes, by name, what scores an architecture without its quality; for samplers that search by one.
         assembled: What the sampler ``assembly`` names, in order.
         listed: What alone may be evaluated, whichever sampler is asked; empty where the whole space may be.
     """
 
-    space: Space
+    space: AnySpace
     text: TextSpec
     predict: Callable[[Architecture], Sequence[Latency]]
     make_evaluator: EvaluatorFactory
     goals: tuple[Goal, ...]
-    max_parameters: int | None = None
+    max_parameters: Mapping[str, int] = field(default_factory=dict)
     proxies: Mapping[str, Callable[[], Proxy]] = field(default_factory=dict)
     assembled: tuple[Architecture, ...] = ()
     listed: tuple[Architecture, ...] = ()
@@ -90,7 +90,7 @@ class SearchProblem:
     @property
     def is_bounded(self) -> bool:
         """Whether anything must be kept to; else the whole front is asked for."""
-        return self.max_parameters is not None or any(goal.budget_s is not None for goal in self.goals)
+        return bool(self.max_parameters) or any(goal.budget_s is not None for goal in self.goals)
 
     def candidate(self, architecture: Architecture) -> Candidate:
         """What is known of an architecture before it is evaluated; remembered."""
@@ -104,7 +104,7 @@ class SearchProblem:
                 latencies,
                 parameters,
                 num_macs(architecture, conditions.seq_len, conditions.batch_size),
-                self._excess(parameters, latencies) is not None,
+                self._excess(architecture, parameters, latencies) is not None,
             )
             self._known[architecture] = found
         return found
@@ -116,14 +116,15 @@ class SearchProblem:
             for goal, latency in zip(self.goals, candidate.latencies, strict=True)
             if goal.budget_s is not None
         }
-        if self.max_parameters is not None:
-            found["parameters"] = float(candidate.num_parameters - self.max_parameters)
+        if self.max_parameters:
+            most = self.max_parameters[candidate.architecture.precision]
+            found["parameters"] = float(candidate.num_parameters - most)
         return found
 
     def fits(self, architecture: Architecture) -> bool:
         """Whether every prediction is within its budget by its upper bound, as a measurement will have to show."""
         candidate = self.candidate(architecture)
-        if self.max_parameters is not None and candidate.num_parameters > self.max_parameters:
+        if self.max_parameters and candidate.num_parameters > self.max_parameters[architecture.precision]:
             return False
         pairs = zip(self.goals, candidate.latencies, strict=True)
         return all(goal.budget_s is None or latency.meets(goal.budget_s) for goal, latency in pairs)
@@ -148,9 +149,9 @@ class SearchProblem:
         smallest = self.space.smallest()
         if not self.is_bounded:
             return self
-        least = self.candidate(smallest)
-        excess = self._excess(least.num_parameters, least.latencies)
-        if excess is not None:
+        least = [self.candidate(form) for form in forms_of(self.space, smallest)]
+        if all(candidate.is_over_budget for candidate in least):
+            excess = self._excess(least[0].architecture, least[0].num_parameters, least[0].latencies)
             raise InfeasibleBudgetError(
                 f"nothing in {self.space.name!r} fits: its smallest, {smallest.key()}, {excess}; "
                 "allow that, or give a space with smaller choices"
@@ -164,17 +165,23 @@ class SearchProblem:
                 continue
             fitting = [choice for choice in choices if self._may_fit({**values, name: choice})]
             # What may be chosen for a block of a chain may be for all.
-            bound = name if isinstance(self.space, SearchSpace) else name.removeprefix("block_").lstrip("0123456789_")
+            bound = (
+                name
+                if isinstance(shapes_of(self.space), SearchSpace)
+                else name.removeprefix("block_").lstrip("0123456789_")
+            )
             upper[bound] = max(upper.get(bound, 0), *fitting)
         return replace(self, space=self.space.restrict(upper))
 
     def _may_fit(self, values: dict[str, Any]) -> bool:
-        return not self.candidate(self.space.build(values)).is_over_budget
+        """Whether a choice is not ruled out in every number format."""
+        forms = forms_of(self.space, self.space.build(values))
+        return not all(self.candidate(form).is_over_budget for form in forms)
 
-    def _excess(self, parameters: int, latencies: Sequence[Latency]) -> str | None:
+    def _excess(self, architecture: Architecture, parameters: int, latencies: Sequence[Latency]) -> str | None:
         """What is beyond its limit for certain, in words; None where nothing is."""
-        if self.max_parameters is not None and parameters > self.max_parameters:
-            return f"has {parameters:,} parameters, and {self.max_parameters:,} are allowed"
+        if self.max_parameters and parameters > (most := self.max_parameters[architecture.precision]):
+            return f"has {parameters:,} parameters, and {most:,} are allowed"
         for goal, latency in zip(self.goals, latencies, strict=True):
             if goal.budget_s is not None and latency.exceeds(goal.budget_s):
                 on = f" on {goal.name}" if len(self.goals) > 1 else ""

@@ -32,6 +32,7 @@ from nas.search.result import SearchResult, assemble, kept_goals, load_result
 from nas.search.sizes import model_file
 from nas.search.steering import num_evaluations, problem_for
 from nas.search.store import TrialStore
+from search_spaces.precisions import shapes_of
 from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class _Search:
     ) -> None:
         self.request, self.run_dir, self.progress = request, run, progress
         self.goals, self.devices, self.targets = prepared.goals, prepared.devices, prepared.targets
-        self.loaded, self.space = prepared.loaded, prepared.space
+        self.loaded, self.shapes = prepared.loaded, shapes_of(prepared.space)
         self.prepared = prepared
         self.num_evaluations = num_evaluations(request, prepared.samplers)
         self.exporter = Exporter(run, request, prepared.loaded, request.command, write_task_model)
@@ -140,7 +141,10 @@ class _Search:
     def run(self) -> SearchResult:
         for note in self.prepared.notes:
             self.progress.note(note)
-        predictors = [self._predictor(place) for place in range(len(self.goals))]
+        predictors = [
+            {precision: self._predictor(place, precision) for precision in self.devices[place]}
+            for place in range(len(self.goals))
+        ]
         tails = self._tails(predictors)
         factory, quality_name = self._quality()
         self.run_dir.update(quality_name=quality_name)
@@ -163,13 +167,13 @@ class _Search:
         self.run_dir.update(conclusion=conclusion.to_dict())
         return assemble(self.run_dir, self.goals, limits, records, conclusion)
 
-    def _predictor(self, place: int) -> Predictor:
-        path = predictor_file(self.run_dir.path, place)
+    def _predictor(self, place: int, precision: str) -> Predictor:
+        path = predictor_file(self.run_dir.path, place, precision)
         goal, is_new = self.goals[place], not path.exists()
         predictor = predictor_for(
             goal,
-            self.devices[place],
-            self.space,
+            self.devices[place][precision],
+            self.shapes,
             self.loaded.text,
             path,
             is_table="assembly" in self.prepared.samplers,
@@ -178,15 +182,16 @@ class _Search:
         )
         if is_new:
             of = f" of {goal.name}" if len(self.goals) > 1 else ""
+            of += f" in {precision}" if self.request.precisions else ""
             caveat = f" Latencies are {goal.caveat}." if goal.caveat else ""
             self.progress.note(f"Latency predictor{of}: {predictor.description}.{caveat}")
         return predictor
 
-    def _tails(self, predictors: list[Predictor]) -> list[float]:
+    def _tails(self, predictors: list[dict[str, Predictor]]) -> list[float]:
         kept = self.run_dir.read().get("tails")
         if isinstance(kept, list) and len(kept) == len(self.goals):
             return [float(tail) for tail in kept]
-        tails = measure_tails(self.goals, self.targets, predictors, self.space, self.loaded.text, self.progress)
+        tails = measure_tails(self.goals, self.targets, predictors, self.shapes, self.loaded.text, self.progress)
         self.run_dir.update(tails=tails)
         return tails
 
@@ -198,7 +203,7 @@ class _Search:
 
         if self.prepared.head is not None:
             return functools.partial(task_quality, self._adapted()), quality_name(self.prepared.head.spec)
-        pooling = pooling_of(self.space)
+        pooling = pooling_of(self.shapes)
         if self.request.engine == "ray":
             return functools.partial(teacher_agreement, self.loaded.folder, pooling), agreement_name(pooling)
         return functools.partial(TeacherAgreement, self.loaded, pooling), agreement_name(pooling)
@@ -213,7 +218,7 @@ class _Search:
         if folder.exists():
             return folder
         assert self.request.task is not None
-        assert isinstance(self.space, SearchSpace)  # Prepared sees to it
+        assert isinstance(self.shapes, SearchSpace)  # Prepared sees to it
         config = AdaptConfig(seed=self.request.seed)
         tokenizer = AutoTokenizer.from_pretrained(self.loaded.tokenizer_dir)
         task = task_to_adapt(self.request.task, tokenizer, self.loaded.text, config, self.request.task_options)
@@ -223,7 +228,7 @@ class _Search:
             task,
             folder,
             config,
-            space=self.space,
+            space=self.shapes,
             on_step=lambda step, loss: self.progress.update(step, loss=round(loss, 3)),
         )
         self.progress.finish()
@@ -309,9 +314,9 @@ class _Search:
         latencies: dict[str, list[Latency]] = {}
         pairs = zip(self.goals, conclusion.measured[chosen.key], chosen.latencies, strict=True)
         for place, (goal, found, prediction) in enumerate(pairs):
-            latencies.setdefault(model_file(goal.conditions), []).append(found or prediction)
-            settings = self.request.goals[place].settings
-            if goal.is_measurable and settings.precision == "fp32" and "int8" in RUNTIMES[settings.runtime]:
+            latencies.setdefault(model_file(prediction.conditions), []).append(found or prediction)
+            is_fp32, runtime = prediction.conditions.precision == "fp32", self.request.goals[place].settings.runtime
+            if goal.is_measurable and is_fp32 and "int8" in RUNTIMES[runtime]:
                 latencies.setdefault(self._report.int8_path.name, []).append(self._measure_int8(place))
         described = "; ".join(dict.fromkeys(_described(goal) for goal in self.goals))
         write_card(self.run_dir.model_dir, self._report, self.exporter.facts(chosen, latencies, described))

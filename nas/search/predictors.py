@@ -6,7 +6,7 @@ Both are kept in the run folder, so that a resumed search is steered by the same
 import contextlib
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from analysis.goal import Goal
@@ -32,9 +32,10 @@ NUM_TAIL_SHAPES = 3
 Predictor = LatencyPredictor | OperationTable
 
 
-def predictor_file(run: Path, place: int) -> Path:
-    """Where a run keeps the predictor of its goal at a place, from 0."""
-    return run / ("predictor.json" if place == 0 else f"predictor-{place + 1}.json")
+def predictor_file(run: Path, place: int, precision: str = "fp32") -> Path:
+    """Where a run keeps the predictor of its goal at a place, from 0, for architectures that run in a precision."""
+    of_goal = "" if place == 0 else f"-{place + 1}"
+    return run / f"predictor{of_goal}{'' if precision == 'fp32' else f'-{precision}'}.json"
 
 
 def predictor_for(
@@ -109,8 +110,8 @@ def _recall(target: Target, space: Space, text: TextSpec, *, is_table: bool) -> 
 
 def measure_tails(
     goals: Sequence[Goal],
-    targets: Sequence[Target | None],
-    predictors: Sequence[Predictor],
+    targets: Sequence[Mapping[str, Target | None]],
+    predictors: Sequence[Mapping[str, Predictor]],
     space: Space,
     text: TextSpec,
     progress: Progress,
@@ -118,22 +119,34 @@ def measure_tails(
     """For each goal how many times its median the bounded percentile lies, by a few shapes near the budget.
 
     Predictors know medians. Where a budget bounds another percentile, the search is steered to the budget divided by
-    this, and the finals find out what holds for each model.
+    this, and the finals find out what holds for each model. Where precisions are searched it is the median over all.
+
+    Args:
+        goals: What is asked.
+        targets: What to measure each goal on, by precision; None where it is known from a profile alone.
+        predictors: Of each goal, by precision.
+        space: Where the shapes come from.
+        text: What the encoders read.
+        progress: What is told about it.
 
     Raises:
         InconclusiveMeasurementError: The measuring broke down.
     """
     tails = []
-    for goal, target, predictor in zip(goals, targets, predictors, strict=True):
-        if target is None or goal.budget_s is None or goal.percentile == 50:
+    for goal, by_precision, predictor_of in zip(goals, targets, predictors, strict=True):
+        known = {name: target for name, target in by_precision.items() if target is not None}
+        if not known or goal.budget_s is None or goal.percentile == 50:
             tails.append(1.0)
             continue
-        shapes = budget_filling(space, _fits(predictor, goal.budget_s))
-        few = shapes[:NUM_TAIL_SHAPES] or [space.smallest()]
-        progress.start(f"finding p{goal.percentile} beside the median on {goal.name}", len(few))
-        models = {shape.key(): Shape(shape, timing_text(text, goal.conditions.seq_len)) for shape in few}
-        measured = target.measure(models, seconds_each=seconds_for(goal, SHAPE_SECONDS), attempts=1)
-        tails.append(statistics.median(goal.value_s(latency) / latency.p50_s for latency in measured.values()))
+        progress.start(f"finding p{goal.percentile} beside the median on {goal.name}", NUM_TAIL_SHAPES * len(known))
+        ratios: list[float] = []
+        for name, target in known.items():
+            shapes = budget_filling(space, _fits(predictor_of[name], goal.budget_s))
+            few = shapes[:NUM_TAIL_SHAPES] or [space.smallest()]
+            models = {shape.key(): Shape(shape, timing_text(text, goal.conditions.seq_len)) for shape in few}
+            measured = target.measure(models, seconds_each=seconds_for(goal, SHAPE_SECONDS), attempts=1)
+            ratios += [goal.value_s(latency) / latency.p50_s for latency in measured.values()]
+        tails.append(statistics.median(ratios))
         progress.finish(f"{tails[-1]:.2f} times the median")
     return tails
 

@@ -1,7 +1,7 @@
 """What a request names, found and checked before anything is written: devices, goals, supernet, space."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from nas.search.request import GoalRequest, SearchRequest
 from nas.search.samplers import check_sampler_suits
 from search_spaces.architecture import Architecture
 from search_spaces.chain_space import ChainSpace
+from search_spaces.precisions import AnySpace, PrecisionSpace
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space
 
@@ -28,7 +29,8 @@ class Prepared:
     """What a search works with.
 
     Attributes:
-        devices: One for each goal.
+        devices: For each goal the device as it runs an architecture, by :attr:`Architecture.precision`. Where that is
+            not searched there is one, under fp32, whatever the goal's settings have it run in.
         goals: What is asked, in the order of the request.
         loaded: The supernet.
         space: What is searched of it.
@@ -37,10 +39,10 @@ class Prepared:
         head: Of the task that the model shall learn, if any: then what is timed of a shape is what its head reads.
     """
 
-    devices: tuple[Device, ...]
+    devices: tuple[Mapping[str, Device], ...]
     goals: tuple[Goal, ...]
     loaded: "LoadedSupernet"
-    space: Space
+    space: AnySpace
     samplers: tuple[str, ...]
     notes: tuple[str, ...] = ()
     head: TaskHead | None = None
@@ -50,9 +52,12 @@ class Prepared:
         return architecture if self.head is None else without_unread_positions(architecture, self.head)
 
     @property
-    def targets(self) -> list[Target | None]:
-        """What to measure each goal on; None where it is known from a profile alone."""
-        return [None if isinstance(device, CarriedProfile) else device for device in self.devices]
+    def targets(self) -> list[Mapping[str, Target | None]]:
+        """What to measure each goal on, by precision as the devices are; None where a profile is all that is known."""
+        return [
+            {name: None if isinstance(device, CarriedProfile) else device for name, device in devices.items()}
+            for devices in self.devices
+        ]
 
     @classmethod
     def of(cls, request: SearchRequest) -> "Prepared":
@@ -62,7 +67,8 @@ class Prepared:
             InvalidInputError: The supernet, the space, the task or a goal breaks a law.
             DeviceNotAvailableError: A device is not there.
         """
-        devices = tuple(resolve(goal.device, goal.settings) for goal in request.goals)
+        found = [_in_precisions(goal, request.precisions) for goal in request.goals]
+        devices = tuple(devices["fp32"] for devices in found)
         goals = goals_of(request, devices)
         from supernet.checkpoint import load_supernet
 
@@ -90,13 +96,14 @@ class Prepared:
                 "fine-tune the model that is found"
             )
         head = _head(request, loaded, space)
-        samplers = request.samplers or (_suitable_sampler(loaded, devices),)
+        samplers = request.samplers or (("tpe",) if request.precisions else (_suitable_sampler(loaded, devices),))
         for sampler in samplers:
             check_sampler_suits(sampler, space, has_texts=loaded.reference is not None, has_blocks=_has_blocks(loaded))
         if "assembly" in samplers:
             _check_measurable(goals)
         notes = (_untrained(request),) if _is_narrow(space) and not _is_narrow(loaded.space) else ()
-        return cls(devices, goals, loaded, space, samplers, notes, head)
+        searched = PrecisionSpace(space, request.precisions) if request.precisions else space
+        return cls(tuple(found), goals, loaded, searched, samplers, notes, head)
 
 
 def _head(request: SearchRequest, loaded: "LoadedSupernet", space: Space) -> TaskHead | None:
@@ -109,6 +116,13 @@ def _head(request: SearchRequest, loaded: "LoadedSupernet", space: Space) -> Tas
     spec = read_task(request.task, request.task_options).spec(loaded.text.max_positions, is_cut=True)
     check_adaptable(spec, space)
     return TaskHead(spec)
+
+
+def _in_precisions(goal: GoalRequest, precisions: Sequence[str]) -> dict[str, Device]:
+    """A goal's device in each precision that is searched, or as its settings have it."""
+    if not precisions:
+        return {"fp32": resolve(goal.device, goal.settings)}
+    return {name: resolve(goal.device, replace(goal.settings, precision=name)) for name in precisions}
 
 
 def _has_blocks(loaded: "LoadedSupernet") -> bool:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from analysis.trial import Trial
 from search_spaces.architecture import Architecture
-from search_spaces.spaces import Space
+from search_spaces.precisions import AnySpace
 
 MAX_DRAWS = 2000
 MAX_ENUMERATED = 20_000
@@ -43,7 +43,7 @@ class Listed:
         return next(filter(may_evaluate, self._architectures), None)
 
 
-def draws(space: Space, rng: random.Random) -> Iterator[Architecture]:
+def draws(space: AnySpace, rng: random.Random) -> Iterator[Architecture]:
     """Every architecture of a space in random order, or a bounded number of random ones where there are many."""
     if space.size <= MAX_ENUMERATED:
         return (space.at(index) for index in rng.sample(range(space.size), space.size))

@@ -11,13 +11,19 @@ from analysis.goal import Limits
 from nas.config import check_bounds, check_percentile
 from nas.devices.defaults import settings_for
 from nas.devices.resolve import on_ray
-from nas.devices.target import Settings
+from nas.devices.target import RUNTIMES, Settings
 from nas.errors import InvalidInputError, unknown_name
 from nas.search.objective import MAX_GOALS
+from search_spaces.precisions import check_precisions
 from search_spaces.spaces import Space, space_from_dict
 from supernet.task_spec import TaskOptions
 
 ENGINES = ("inprocess", "ray")
+#: What searches in one precision alone, and why.
+_ONE_PRECISION = {
+    "assembly": "ranks chains by losses and costs of blocks that are known in one precision",
+    "evolution-fast": "draws sizes by a rule",
+}
 _BUDGET = re.compile(r"(?P<device>.+):(?P<ms>[-+]?[0-9.][^:/@]*|[-+]?nan|[-+]?inf)ms", re.IGNORECASE)
 
 
@@ -116,6 +122,7 @@ class SearchRequest:
 
     Attributes:
         goals: Where the model shall run, and how long it may take there.
+        precisions: Number formats that the search chooses between; empty where each goal's settings name its own.
         percentile: Which percentile of the latency the budgets bound: 50, 90 or 99.
         max_memory_mb: By how much a process may grow that loads and runs the model, in megabytes of 10^6 bytes.
         max_size_mb: The largest model file, likewise.
@@ -140,6 +147,7 @@ class SearchRequest:
     """
 
     goals: tuple[GoalRequest, ...] = (GoalRequest(),)
+    precisions: tuple[str, ...] = ()
     percentile: int = 50
     max_memory_mb: float | None = None
     max_size_mb: float | None = None
@@ -184,6 +192,7 @@ class SearchRequest:
         words += devices
         for option, usual in (("seq_len", 128), ("batch_size", 1), ("precision", "fp32"), ("threads", 1)):
             values = list(dict.fromkeys(getattr(goal.settings, option) for goal in self.goals))
+            values = list(self.precisions) if option == "precision" and self.precisions else values
             words += [] if values == [usual] else [f"--{option.replace('_', '-')} {','.join(map(str, values))}"]
         words += [] if self.percentile == 50 else [f"--percentile {self.percentile}"]
         words += [] if self.max_memory_mb is None else [f"--max-memory-mb {self.max_memory_mb:g}"]
@@ -214,6 +223,8 @@ class SearchRequest:
         if self.task is None and self.task_options != TaskOptions():
             raise InvalidInputError("a kind and columns are those of a task; add --task")
         check_percentile(self.percentile)
+        if self.precisions:
+            self._check_precisions()
         if not isinstance(self.narrow, bool):
             raise InvalidInputError(f"narrow must be true or false, got {self.narrow!r}")
         if self.percentile != 50 and all(goal.budget_s is None for goal in self.goals):
@@ -232,13 +243,29 @@ class SearchRequest:
                 "a Ray address is for the engine 'ray' or a device on it; add --engine ray or leave it out"
             )
 
+    def _check_precisions(self) -> None:
+        check_precisions(self.precisions)
+        for goal in self.goals:
+            missing = [name for name in self.precisions if name not in RUNTIMES[goal.settings.runtime]]
+            if missing:
+                raise InvalidInputError(
+                    f"{goal.settings.runtime}, which runs models on {goal.device}, has no {missing[0]}, so there is no "
+                    "precision to choose; name one precision, or give --runtime onnxruntime"
+                )
+        for sampler, why in _ONE_PRECISION.items():
+            if sampler in self.samplers:
+                raise InvalidInputError(
+                    f"{sampler} {why}, so that it cannot choose the precision; search with --sampler tpe, or name one "
+                    "precision"
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form without the folders of the run itself; :meth:`from_dict` reads it."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("run_dir", "resume")}
         data["goals"] = [goal.to_dict() for goal in self.goals]
         data["supernet"] = None if self.supernet is None else str(self.supernet.resolve())
         data["space"] = None if self.space is None else self.space.to_dict()
-        data["compare_samplers"] = list(self.compare_samplers)
+        data |= {name: list(getattr(self, name)) for name in ("precisions", "compare_samplers")}
         data["task_options"] = asdict(self.task_options)
         return data
 
@@ -250,7 +277,7 @@ class SearchRequest:
             InvalidInputError: A field is missing, unknown or breaks its law.
         """
         names = {f.name for f in fields(cls)} - {"run_dir", "resume"}
-        lists = ("goals", "compare_samplers")
+        lists = ("goals", "precisions", "compare_samplers")
         if not isinstance(data, dict) or set(data) != names or not all(isinstance(data[name], list) for name in lists):
             raise InvalidInputError(
                 "the run folder does not say what was searched for, or was made by an earlier version; start the "
@@ -262,6 +289,7 @@ class SearchRequest:
                 **data,
                 "goals": tuple(map(GoalRequest.from_dict, data["goals"])),
                 "supernet": None if supernet is None else Path(str(supernet)),
+                "precisions": tuple(data["precisions"]),
                 "compare_samplers": tuple(data["compare_samplers"]),
                 "space": None if space is None else space_from_dict(space),
                 "task_options": TaskOptions.from_dict(data["task_options"]),

@@ -15,6 +15,7 @@ from nas.rundir import RunDir
 from nas.search.conclusion import Conclusion, Latencies
 from nas.search.outcome import SamplerOutcome
 from nas.search.request import SearchRequest
+from nas.search.sizes import model_file
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class FoundModel:
         """The architecture's stable name."""
         return self.trial.key
 
+    @property
+    def precision(self) -> str:
+        """The number format in which it runs, on the first goal."""
+        return self.trial.latency.conditions.precision
+
+    @property
+    def file(self) -> str:
+        """The file of an exported folder that runs so."""
+        return model_file(self.trial.latency.conditions)
+
     def to_dict(self, goals: Sequence[Goal]) -> dict[str, Any]:
         """What ``--json`` prints of a model; its latencies by goal where there are several."""
         trial = self.trial
@@ -44,6 +55,8 @@ class FoundModel:
             "key": trial.key,
             "architecture": trial.architecture.to_dict(),
             "quality": trial.quality,
+            "precision": self.precision,
+            "file": self.file,
             "latency": latency_json(trial.latency),
             **({"latencies": latencies} if len(goals) > 1 else {}),
             "num_parameters": trial.num_parameters,
@@ -71,6 +84,7 @@ class SearchResult:
         sizes: Bytes of model files by architecture key.
         is_finished: Whether the search came to its end.
         comparison: How each sampler did, where several were compared.
+        precisions: What the precision was chosen from; empty where it was not searched.
         task_model: What the chosen model learnt of a task: ``split``, ``scores``, ``teacher``, ``teacher_scores``; None
             where there was none, or it has not been learnt yet.
     """
@@ -88,6 +102,7 @@ class SearchResult:
     sizes: Mapping[str, int] = field(default_factory=dict)
     is_finished: bool = True
     comparison: tuple[SamplerOutcome, ...] = ()
+    precisions: tuple[str, ...] = ()
     task_model: Mapping[str, Any] | None = None
 
     @property
@@ -149,7 +164,7 @@ class SearchResult:
             "device": goal.conditions.device,
             "description": goal.description,
             "runtime": goal.conditions.runtime,
-            "precision": goal.conditions.precision,
+            "precision": ",".join(self.precisions) or goal.conditions.precision,
             "threads": goal.conditions.threads,
             "batch_size": goal.conditions.batch_size,
             "seq_len": goal.conditions.seq_len,
@@ -238,6 +253,7 @@ def assemble(
         sizes=sizes,
         is_finished=conclusion is not None,
         comparison=tuple(map(SamplerOutcome.from_dict, facts.get("comparison", []))),
+        precisions=tuple(facts["request"]["precisions"]),
         task_model=facts.get("task_model"),
     )
 

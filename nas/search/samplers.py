@@ -30,6 +30,7 @@ from nas.search.evolution import Evolution, FastRule
 from nas.search.objective import SearchProblem
 from nas.search.proposers import Listed, Proposer
 from nas.search.proxies import most_parameters, w_pca
+from search_spaces.precisions import AnySpace
 from search_spaces.spaces import Space
 
 NSGA2_POPULATION = 24
@@ -37,7 +38,7 @@ NUM_STARTUP = 10
 NUM_CANDIDATES = 64  # of TPE; its default of 24 repeats itself more often in a space of discrete choices
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
+def distributions(space: AnySpace) -> dict[str, BaseDistribution]:
     """Each dimension as Optuna sees it: a stepped integer where the choices are regular, categorical otherwise."""
     return {
         # Numbers of narrow layers stand from the most to the fewest.
@@ -71,26 +72,26 @@ class _OneThreadGPSampler(GPSampler):
             torch.set_num_threads(num_threads)
 
 
-def _random(space: Space, seed: int) -> BaseSampler:
+def _random(space: AnySpace, seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-def _nsga2(space: Space, seed: int) -> BaseSampler:
+def _nsga2(space: AnySpace, seed: int) -> BaseSampler:
     return NSGAIISampler(seed=seed, population_size=NSGA2_POPULATION)
 
 
-def _tpe(space: Space, seed: int) -> BaseSampler:
+def _tpe(space: AnySpace, seed: int) -> BaseSampler:
     return TPESampler(
         seed=seed, multivariate=True, n_startup_trials=NUM_STARTUP, n_ei_candidates=NUM_CANDIDATES, constant_liar=True
     )
 
 
-def _gp(space: Space, seed: int) -> BaseSampler:
+def _gp(space: AnySpace, seed: int) -> BaseSampler:
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         return _OneThreadGPSampler(seed=seed, n_startup_trials=NUM_STARTUP, deterministic_objective=True)
 
 
-OPTUNA: dict[str, Callable[[Space, int], BaseSampler]] = {"random": _random, "nsga2": _nsga2, "tpe": _tpe, "gp": _gp}
+OPTUNA: dict[str, Callable[[AnySpace, int], BaseSampler]] = {"random": _random, "nsga2": _nsga2, "tpe": _tpe, "gp": _gp}
 PROPOSERS: dict[str, Callable[[SearchProblem, int], Proposer]] = {
     "evolution": lambda problem, _: Evolution(problem),
     "evolution-fast": lambda problem, _: Evolution(problem, is_fast=True),
@@ -136,7 +137,7 @@ def check_sampler_suits(name: str, space: Space, *, has_texts: bool, has_blocks:
         )
 
 
-def make_sampler(name: str, space: Space, seed: int) -> BaseSampler:
+def make_sampler(name: str, space: AnySpace, seed: int) -> BaseSampler:
     """A sampler of Optuna's for one suggestion: random where the name is one of ours.
 
     Args:

@@ -1,7 +1,7 @@
 """The problem that a search works on: its space within the budgets, and what samplers are told beside it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from analysis.goal import Goal
@@ -17,6 +17,7 @@ from nas.search.request import SearchRequest
 from nas.search.sizes import max_parameters
 from search_spaces.architecture import Architecture
 from search_spaces.chain_space import ChainSpace
+from search_spaces.precisions import forms_of
 
 #: Without a number of evaluations. Not as many as some seconds allow: the same seed shall give the same search.
 DEFAULT_EVALUATIONS = 80
@@ -32,7 +33,7 @@ def num_evaluations(request: SearchRequest, samplers: Sequence[str]) -> int:
 def problem_for(
     request: SearchRequest,
     prepared: Prepared,
-    predictors: Sequence[Predictor],
+    predictors: Sequence[Mapping[str, Predictor]],
     tails: Sequence[float],
     factory: EvaluatorFactory,
     progress: Progress,
@@ -42,7 +43,7 @@ def problem_for(
     Args:
         request: What is asked.
         prepared: What it names.
-        predictors: One for each goal; operation tables where chains shall be assembled.
+        predictors: For each goal one for each precision; operation tables where chains shall be assembled.
         tails: For each goal how many times the median its percentile is thought to be.
         factory: Makes the evaluator.
         progress: What is told about it.
@@ -59,10 +60,11 @@ def problem_for(
 
     @functools.cache
     def predict(architecture: Architecture) -> tuple[Latency, ...]:
-        return tuple(predictor.predict(prepared.timed(architecture)) for predictor in predictors)
+        shape = prepared.timed(architecture.shape)
+        return tuple(of_goal[architecture.precision].predict(shape) for of_goal in predictors)
 
-    most = max_parameters(request.limits, (goal.conditions for goal in prepared.goals))
     proxies = {"w-pca": functools.partial(WPca, prepared.loaded)}
+    most = _most(request, prepared)
     problem = SearchProblem(prepared.space, prepared.loaded.text, predict, factory, steered, most, proxies)
     try:
         problem = problem.restricted()
@@ -71,7 +73,8 @@ def problem_for(
         return _alone(problem, prepared, prepared.space.smallest())
     if "assembly" not in prepared.samplers:
         return problem
-    found = _assembled(problem, prepared, predictors, num_evaluations(request, prepared.samplers))
+    tables = [of_goal["fp32"] for of_goal in predictors]
+    found = _assembled(problem, prepared, tables, num_evaluations(request, prepared.samplers))
     progress.note(
         f"{found.num_combinations:,} chains can be assembled, {found.num_within:,} should be within what is allowed; "
         f"ranked in {found.took_s:.1f} s."
@@ -82,10 +85,20 @@ def problem_for(
     return replace(problem, assembled=found.chains)
 
 
+def _most(request: SearchRequest, prepared: Prepared) -> dict[str, int]:
+    """The most parameters by precision, as far as can be estimated; empty without a limit on size and memory."""
+    found = {
+        name: max_parameters(request.limits, (devices[name].conditions for devices in prepared.devices))
+        for name in prepared.devices[0]
+    }
+    return {name: most for name, most in found.items() if most is not None}
+
+
 def _alone(problem: SearchProblem, prepared: Prepared, architecture: Architecture) -> SearchProblem:
-    """The problem with nothing to choose from and nothing to keep to."""
+    """The problem with no more to choose from than a precision, and nothing to keep to."""
+    listed = tuple(forms_of(prepared.space, architecture))
     unbounded: tuple[Goal, ...] = tuple(replace(goal, budget_s=None) for goal in problem.goals)
-    return replace(problem, space=prepared.space, goals=unbounded, max_parameters=None, listed=(architecture,))
+    return replace(problem, space=prepared.space, goals=unbounded, max_parameters={}, listed=listed)
 
 
 def _assembled(problem: SearchProblem, prepared: Prepared, predictors: Sequence[Predictor], num: int) -> Assembled:
@@ -96,4 +109,4 @@ def _assembled(problem: SearchProblem, prepared: Prepared, predictors: Sequence[
     assert isinstance(space, ChainSpace)  # Prepared sees to it
     assert isinstance(whole, ChainSpace)
     blocks = BlockTable.load(prepared.loaded.folder, whole)
-    return Assembler(space, blocks, tables, problem.text).ranked(problem.goals, problem.max_parameters, num)
+    return Assembler(space, blocks, tables, problem.text).ranked(problem.goals, problem.max_parameters.get("fp32"), num)

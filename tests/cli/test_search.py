@@ -76,6 +76,16 @@ def test_devices_lengths_and_batches_become_goals(nas, ends):
     assert SearchRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == replace(request, run_dir=None)
 
 
+def test_two_precisions_are_chosen_between(nas, ends):
+    requests = ends("chosen")
+    nas("search", "--precision", "int8, fp32", "--out", "r")
+    (request,) = requests
+    assert request.precisions == ("int8", "fp32")
+    assert [goal.settings.precision for goal in request.goals] == ["fp32"]
+    ended = nas("search", "--precision", "fp32,fp32", "--out", "q")
+    assert (ended.code, "a precision is named twice in fp32, fp32; leave one out" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("given", "device", "budget_s"),
     [

@@ -71,7 +71,8 @@ def decide(targets, folder, goals=None, *, budget_s=BUDGET_S, trials=TRIALS, lim
             if target is not None:
                 target.exported.append(trial.key)
 
-    finals = Finals(goals, limits or Limits(), targets, TEXT, export, SilentProgress())
+    by_precision = [{"fp32": target} for target in targets]
+    finals = Finals(goals, limits or Limits(), by_precision, TEXT, export, SilentProgress())
     return finals.decide(trials, folder), exported
 
 

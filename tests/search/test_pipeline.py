@@ -42,7 +42,8 @@ def test_json_is_what_was_promised(supernet_dir, tmp_path):
     assert (printed["device"], printed["budget_ms"]) == ("cpu", pytest.approx(BUDGET_S * 1e3))
     for model in [printed["chosen"], *printed["front"]]:
         assert set(model) == {
-            "key", "architecture", "quality", "latency", "num_parameters", "num_macs", "size_mb", "model_dir",
+            "key", "architecture", "quality", "precision", "file", "latency", "num_parameters", "num_macs", "size_mb",
+            "model_dir",
         }  # fmt: skip
         assert {"p50_ms", "p90_ms", "low_ms", "high_ms", "verdict", "source"} <= set(model["latency"])
     (asked,) = printed["goals"]
