@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,13 @@ class AdaptedTask:
         run = subnet_runner(self.supernet, architecture)
         _check_states(architecture, self.spec, self.pooling)
         answers: list[Any] = [None] * len(self.validation)
+        positions = self.validation.positions
         with torch.inference_mode():
             for batch in self.validation.batches(batch_size):
                 logits = _read(self.head, run(batch), batch, self.pooling)
                 found = logits[:, 0] if self.spec.kind == "regression" else logits.argmax(-1)
                 for index, one in zip(batch.indices.tolist(), found.tolist(), strict=True):
-                    is_words = self.validation.positions is not None
-                    answers[index] = one[: len(self.validation.positions[index])] if is_words else one
+                    answers[index] = one if positions is None else one[: len(positions[index])]
         return score(self.spec, answers, self.validation.labels)[metrics_of(self.spec)[0]]
 
 
@@ -308,7 +308,8 @@ def load_adapted(folder: Path) -> AdaptedTask:
 
 def _is_valid(split: Examples, spec: TaskSpec, text: TextSpec) -> bool:
     """Whether the kept validation texts are what the spec says."""
-    rows, labels, positions = split.input_ids, split.labels, split.positions
+    rows, positions = split.input_ids, split.positions
+    labels: Sequence[Any] = split.labels
     if not len(rows) == len(labels) == len(split.token_type_ids) > 0:
         return False
     if not all(row and all(0 <= token < text.vocab_size for token in row) for row in rows):
