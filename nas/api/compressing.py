@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from nas.config import check_bounds
 from nas.errors import InvalidInputError, unknown_name
@@ -11,9 +11,9 @@ from nas.progress import Progress
 
 if TYPE_CHECKING:
     from nas.finish.companion import Companion
-    from supernet.task_spec import TaskOptions
 
 MODES = ("dynamic", "static", "qat")
+PRUNE_STEPS, QAT_STEPS = 1000, 500
 
 
 @dataclass(frozen=True)
@@ -47,38 +47,92 @@ class Compressed:
         }
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What training is asked for, on a task or on text."""
+class Learning(TypedDict, total=False):
+    """What a training beside is asked for; every entry may be left out.
 
-    model: str | Path
-    out: Path
+    Attributes:
+        task: Where texts with labels come from: a file, folder or hub id; either this or ``corpora``.
+        corpora: Text files, folders or hub ids.
+        teacher: What is learnt from; None is the model itself as it was.
+        steps: Optimiser steps; where neither these nor ``minutes`` are given 1000, or 500 of rounding.
+        minutes: Wall-clock minutes of training, evaluations included: as many steps as fit by a measurement at the
+            beginning.
+        batch_size: Texts a step, 32.
+        lr: Peak learning rate, 2e-4, or 5e-5 of rounding.
+        seq_len: Longer texts are cut to so many tokens; of a corpus 64 by default.
+        seed: Of every draw.
+        text: Column of the text.
+        text_pair: Column of the second text.
+        label: Column of the labels.
+        resume: Whether to go on from an unfinished run.
+        command: What made the model, for its card.
+        progress: What is told about it.
+    """
+
     task: str | None
     corpora: Sequence[str]
     teacher: str | Path | None
-    steps: int
+    steps: int | None
+    minutes: float | None
     batch_size: int
     lr: float
     seq_len: int | None
     seed: int
-    options: "TaskOptions"
+    text: str | None
+    text_pair: str | None
+    label: str | None
     resume: bool
     command: str | None
     progress: Progress | None
 
+
+@dataclass(frozen=True)
+class _Run:
+    """A model, a folder, and what of :class:`Learning` is given."""
+
+    model: str | Path
+    out: Path
+    usual_steps: int
+    lr: float
+    task: str | None = None
+    corpora: Sequence[str] = ()
+    teacher: str | Path | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 32
+    seq_len: int | None = None
+    seed: int = 0
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    resume: bool = False
+    command: str | None = None
+    progress: Progress | None = None
+
     def __post_init__(self) -> None:
-        check_bounds(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, seq_len=self.seq_len)
-        if (self.task is None) == (not self.corpora):
-            raise InvalidInputError("say what to learn from: give either a task (--task) or text (--corpus)")
+        names = ("steps", "minutes", "batch_size", "lr", "seed", "seq_len")
+        check_bounds(**{name: getattr(self, name) for name in names})
+        if self.steps is not None and self.minutes is not None:
+            raise InvalidInputError("say how long to train: give either --steps or --minutes")
+
+    @property
+    def options(self) -> Any:
+        """What is named of the task."""
+        from supernet.task_spec import TaskOptions
+
+        return TaskOptions(None, self.text, self.text_pair, self.label, self.seq_len)
 
     def train(self, companion: "Companion") -> tuple[dict[str, dict[str, float]], float | None]:
         """Trains with a companion; returns figures by split, or the share of the teacher's states that is explained."""
+        if (self.task is None) == (not self.corpora):
+            raise InvalidInputError("say what to learn from: give either a task (--task) or text (--corpus)")
         from nas.finish.finetune import FinetuneConfig, finetune
         from nas.finish.text_training import train_on_text
         from nas.finish.training import LoopConfig
 
-        loop = LoopConfig(steps=self.steps, batch_size=self.batch_size, learning_rate=self.lr, seed=self.seed)
-        rest: dict[str, Any] = {"resume": self.resume, "command": self.command, "progress": self.progress}
+        steps = self.usual_steps if self.steps is None and self.minutes is None else self.steps
+        loop = LoopConfig(steps=steps, batch_size=self.batch_size, learning_rate=self.lr, seed=self.seed)
+        rest: dict[str, Any] = {name: getattr(self, name) for name in ("minutes", "resume", "command", "progress")}
         if self.task is None:
             found = train_on_text(
                 self.model, self.corpora, self.out, companion, loop=loop, seq_len=self.seq_len or 64,
@@ -98,130 +152,65 @@ def prune(
     model: str | Path,
     out: str | Path,
     *,
-    task: str | None = None,
-    corpora: Sequence[str] = (),
-    teacher: str | Path | None = None,
     sparsity: float | None = None,
     pattern: str = "unstructured",
     scope: str = "uniform",
     criterion: str = "magnitude",
-    steps: int = 1000,
-    batch_size: int = 32,
-    lr: float = 2e-4,
-    seq_len: int | None = None,
-    seed: int = 0,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
-    resume: bool = False,
-    command: str | None = None,
-    progress: Progress | None = None,
+    **learning: Unpack[Learning],
 ) -> Compressed:
     """Removes most weights of an encoder's matrices by and by, while the dense model teaches what is left.
 
     Args:
         model: A task model's folder with ``task``, an encoder's with ``corpora``.
         out: Folder for the sparse model; must be absent or empty.
-        task: A file, folder or hub id.
-        corpora: Text files, folders or hub ids.
-        teacher: What it learns from; None is the dense model itself.
         sparsity: Share of the weights that goes; None takes 0.9, or what N:M comes to.
         pattern: ``unstructured``, N:M such as 2:4, or blocks of RxC such as 4x1.
         scope: ``uniform`` (every matrix alike) or ``global``.
         criterion: ``magnitude``, or ``obert`` for the second-order one.
-        steps: Optimiser steps.
-        batch_size: Texts a step.
-        lr: Peak learning rate.
-        seq_len: Longer texts are cut to so many tokens; of a corpus 64 by default.
-        seed: Of every draw.
-        text: Column of the text.
-        text_pair: Column of the second text.
-        label: Column of the labels.
-        resume: Whether to go on from an unfinished run.
-        command: What made it, for the card.
-        progress: What is told about it.
+        **learning: What is learnt from meanwhile and how long, see :class:`Learning`.
 
     Raises:
         InvalidInputError: An input breaks a law, the folder is occupied, or the loss is no longer finite.
     """
+    learning.setdefault("lr", 2e-4)
+    run = _Run(model, Path(out), PRUNE_STEPS, **learning)
     from nas.finish.prune import PruneConfig, Pruning
-    from supernet.task_spec import TaskOptions
 
     config = PruneConfig(sparsity, pattern, scope, criterion)  # type: ignore[arg-type]  # checked by PruneConfig
-    options = TaskOptions(None, text, text_pair, label, seq_len)
-    run = _Run(
-        model, Path(out), task, corpora, teacher, steps, batch_size, lr, seq_len, seed, options, resume, command,
-        progress,
-    )  # fmt: skip
     scores, explained = run.train(Pruning(config))
     return Compressed(Path(out), config.sparsity, scores, explained)
 
 
-def quantize(
-    model: str | Path,
-    out: str | Path,
-    *,
-    mode: str = "dynamic",
-    task: str | None = None,
-    corpora: Sequence[str] = (),
-    teacher: str | Path | None = None,
-    steps: int = 500,
-    batch_size: int = 32,
-    lr: float = 5e-5,
-    seq_len: int | None = None,
-    seed: int = 0,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
-    resume: bool = False,
-    command: str | None = None,
-    progress: Progress | None = None,
-) -> Compressed:
+def quantize(model: str | Path, out: str | Path, *, mode: str = "dynamic", **learning: Unpack[Learning]) -> Compressed:
     """Rounds a model to int8: as it is, with ranges found on real text, or trained to be rounded.
 
     Args:
         model: A task model's or an encoder's folder; a lock on its pattern is kept.
         out: Folder for the int8 model; must be absent or empty.
         mode: ``dynamic`` (needs no text), ``static`` or ``qat``.
-        task: Where text, and for ``qat`` labels, come from: a file, folder or hub id.
-        corpora: Or text files, folders or hub ids.
-        teacher: With ``qat``, what it learns from; None is the model as it was.
-        steps: Optimiser steps of ``qat``.
-        batch_size: Texts a step.
-        lr: Peak learning rate.
-        seq_len: Longer texts are cut to so many tokens.
-        seed: Of every draw.
-        text: Column of the text.
-        text_pair: Column of the second text.
-        label: Column of the labels.
-        resume: Whether to go on from an unfinished run.
-        command: What made it, for the card.
-        progress: What is told about it.
+        **learning: Where text comes from and, for ``qat``, how the model is trained, see :class:`Learning`.
 
     Raises:
         InvalidInputError: An input breaks a law, the folder is occupied, or the loss is no longer finite.
     """
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
-    check_bounds(steps=steps, batch_size=batch_size, lr=lr, seed=seed, seq_len=seq_len)
+    learning.setdefault("lr", 5e-5)
+    run = _Run(model, Path(out), QAT_STEPS, **learning)
+    if run.minutes is not None and mode != "qat":
+        raise InvalidInputError(f"minutes are for qat, which trains, and {mode} does not; leave --minutes out")
     from nas.finish.quantize import Rounding, quantize_model
-    from supernet.task_spec import TaskOptions
 
-    options = TaskOptions(None, text, text_pair, label, seq_len)
     if mode != "qat":
         found = quantize_model(
-            model, Path(out), mode=mode, task=task, corpora=corpora, options=options, command=command,  # type: ignore[arg-type]
-            progress=progress,
+            model, run.out, mode=mode, task=run.task, corpora=run.corpora, options=run.options,  # type: ignore[arg-type]
+            command=run.command, progress=run.progress,
         )  # fmt: skip
-        return _sized(Path(out), found.sparsity, found.sizes)
+        return _sized(run.out, found.sparsity, found.sizes)
     companion = Rounding(Path(model).expanduser())
-    run = _Run(
-        model, Path(out), task, corpora, teacher, steps, batch_size, lr, seq_len, seed, options, resume, command,
-        progress,
-    )  # fmt: skip
     scores, explained = run.train(companion)
     sparsity = None if companion.sparsity is None else companion.sparsity.sparsity
-    return _sized(Path(out), sparsity, companion.sizes, scores, explained)
+    return _sized(run.out, sparsity, companion.sizes, scores, explained)
 
 
 def _sized(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
 
 
@@ -30,17 +31,20 @@ def prune(
     criterion: Annotated[
         str, typer.Option(help="magnitude, or obert: what costs least to second order; takes up to 1 GiB more memory.")
     ] = "magnitude",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; 1000 unless --minutes is given.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="As many steps as fit into so many minutes, by a measurement at the start.")
+    ] = None,
+    batch_size: options.TextsAStep = 32,
+    lr: options.LearningRate = 2e-4,
     seq_len: Annotated[int | None, typer.Option(help="Cut longer texts to so many tokens; 64 of a corpus.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the text, or of the words.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from an unfinished run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Prune a model while the dense one teaches it; later steps keep the pattern.
 
@@ -63,6 +67,7 @@ def prune(
             scope=scope,
             criterion=criterion,
             steps=steps,
+            minutes=minutes,
             batch_size=batch_size,
             lr=lr,
             seq_len=seq_len,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
 
 
@@ -27,17 +28,20 @@ def quantize(
         list[str] | None, typer.Option(help="Or text: a file, folder or hub id; may be repeated.")
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="For qat: what it learns from; the model as it was.")] = None,
-    steps: Annotated[int, typer.Option(help="For qat: optimiser steps.")] = 500,
+    steps: Annotated[int | None, typer.Option(help="For qat: optimiser steps; 500 unless --minutes is given.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="For qat: as many steps as fit into so many minutes, measured at the start.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="For qat: texts a step.")] = 32,
     lr: Annotated[float, typer.Option(help="For qat: peak learning rate.")] = 5e-5,
-    seq_len: Annotated[int | None, typer.Option(help="Cut longer texts to so many tokens.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the text, or of the words.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seq_len: options.Cut = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from an unfinished run of qat.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Round a model to int8; of a sparse one the folder also holds a small file with bitmask and bytes.
 
@@ -55,6 +59,7 @@ def quantize(
             corpora=corpus or [],
             teacher=teacher,
             steps=steps,
+            minutes=minutes,
             batch_size=batch_size,
             lr=lr,
             seq_len=seq_len,

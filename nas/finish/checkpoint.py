@@ -42,6 +42,11 @@ class History:
         return next((score for score in self.scores if score["step"] == self.best_step), {})
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run left a state in a folder, or below it."""
+    return any(folder.rglob(_NAME))
+
+
 class Resumable(Protocol):
     """A run whose state can be taken and restored."""
 

@@ -22,11 +22,15 @@ class Beside:
         hooks: Called by the loop.
         keep: Called after each step of an earlier loop, which learns hidden states alone.
         module: What of it must survive a kill; None where nothing must.
+        num_choices: How often, over the whole run, something is done that no usual step contains.
+        choose: Does it once, to be timed on a copy.
     """
 
     hooks: Hooks
     keep: Callable[[int], None] = lambda step: None
     module: nn.Module | None = None
+    num_choices: int = 0
+    choose: Callable[[], None] = lambda: None
 
 
 class Companion(Protocol):

@@ -7,69 +7,27 @@ logits, hidden states and labels together (Jiao et al., 2020, arXiv 1909.10351).
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from nas.errors import InvalidInputError
 from nas.export.card import CardFacts, ExportReport
 from nas.export.int8 import quantize
-from nas.export.task_head import Pooling
-from nas.finish.augmentation import augmented
-from nas.finish.companion import Beside, Companion, Locked
-from nas.finish.distillation import HiddenMaps, Lessons, ask, label_order, match_layers
+from nas.finish.companion import Companion, Locked
 from nas.finish.evaluation import Evaluation, evaluate, torch_run
 from nas.finish.heads import new_head
+from nas.finish.lesson import FinetuneConfig as FinetuneConfig
+from nas.finish.lesson import Lesson, School, placed
 from nas.finish.model import TaskModel, has_head, load_model, load_task_model, save_task_model
+from nas.finish.pace import Pace, measure_pace, planned_steps
 from nas.finish.report import write_report
-from nas.finish.training import History, Hooks, LoopConfig, train
+from nas.finish.training import History, Hooks, train
 from nas.progress import Progress, ended
-from supernet.examples import Examples, TaskBatch
 from supernet.task import Task, load_task
-from supernet.task_losses import label_loss, teacher_loss
 from supernet.task_metrics import choose_metric
 from supernet.task_spec import TaskOptions
 from supernet.teacher import weights_digest
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How a model is fine-tuned.
-
-    Attributes:
-        loop: How long and how fast.
-        metric: What chooses the best weights; None takes the task's usual one.
-        pooling: Which state stands for a text.
-        temperature: Softens the teacher's answers.
-        label_weight: How much the labels count beside the teacher, whose answers count 1.
-        hidden_weight: How much the teacher's hidden states count.
-        distil_epochs: Epochs of hidden states alone, before.
-        augment: Copies of each text with exchanged words that the teacher labels.
-    """
-
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    metric: str | None = None
-    pooling: Pooling = "first"
-    temperature: float = 2.0
-    label_weight: float = 0.5
-    hidden_weight: float = 1.0
-    distil_epochs: float = 0.0
-    augment: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.1, 100.0),
-            ("label_weight", 0.0, 1e3),
-            ("hidden_weight", 0.0, 1e3),
-            ("distil_epochs", 0.0, 1e4),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InvalidInputError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)!r}")
-        if self.pooling not in ("first", "mean"):
-            raise InvalidInputError(f"pooling must be first or mean, got {self.pooling!r}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +60,7 @@ def finetune(
     options: TaskOptions | None = None,
     teacher: str | Path | None = None,
     companion: Companion | None = None,
+    minutes: float | None = None,
     resume: bool = False,
     command: str | None = None,
     progress: Progress | None = None,
@@ -116,6 +75,7 @@ def finetune(
         options: What is named of the task.
         teacher: A task model's folder or hub id to learn from.
         companion: What goes along; None keeps the lock of a sparse model.
+        minutes: Wall-clock minutes of training, which take the place of the steps in ``config``.
         resume: Whether to go on from an unfinished run.
         command: What made it, for the card.
         progress: What is told about it.
@@ -128,7 +88,7 @@ def finetune(
         said.start("reading model and task")
         model, task = prepare(source, task_source, options or TaskOptions(), config)
         config = replace(config, metric=choose_metric(task.spec, config.metric))
-        school = None if teacher is None else _School.of(teacher, model, task, task_source, options, config, said)
+        school = None if teacher is None else School.of(teacher, model, task, task_source, options, config, said)
         if school is None and (config.augment or config.distil_epochs):
             raise InvalidInputError("augment and distil_epochs need a teacher's answers; give --teacher")
         companion = Locked.of(source, model.encoder) if companion is None else companion
@@ -141,7 +101,7 @@ def finetune(
             "finetune": {name: value for name, value in asdict(config).items() if name != "loop"},
             "beside": None if companion is None else dict(companion.facts),
         }
-        history = _learn(model, task, config, school, companion, work, facts, resume, said)
+        history = _learn(model, task, config, school, companion, work, facts, minutes, resume, said)
         said.start("evaluating and exporting")
         validation = evaluate(torch_run(model), task.spec, task.validation)
         test = None if task.test is None else evaluate(torch_run(model), task.spec, task.test)
@@ -166,11 +126,11 @@ def prepare(
         same = (trained.spec.kind, trained.spec.labels) == (task.spec.kind, task.spec.labels)
         if same and trained.head.pooling == config.pooling:
             trained.head.spec = task.spec
-            return _placed(trained), task
+            return placed(trained), task
     head = new_head(
         task.spec, loaded.encoder, seed=config.loop.seed, pooling=config.pooling, label_scale=task.label_scale
     )
-    return _placed(TaskModel(loaded.encoder, head, loaded.tokenizer, name=str(source))), task
+    return placed(TaskModel(loaded.encoder, head, loaded.tokenizer, name=str(source))), task
 
 
 def check_free(out: Path) -> None:
@@ -188,112 +148,42 @@ def unfinished(out: Path) -> Path:
     return out.with_name(f"{out.name}.unfinished")
 
 
-def _placed(model: TaskModel) -> TaskModel:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass
-class _School:
-    """A teacher, what it was asked, and what it answered."""
-
-    teacher: TaskModel
-    examples: Examples
-    lessons: Lessons
-    maps: HiddenMaps | None
-
-    @classmethod
-    def of(
-        cls,
-        source: str | Path,
-        model: TaskModel,
-        task: Task,
-        task_source: str,
-        options: TaskOptions | None,
-        config: FinetuneConfig,
-        progress: Progress,
-    ) -> "_School":
-        """Reads the teacher and asks it about the training texts, and about copies of them."""
-        teacher = _placed(load_task_model(source))
-        label_order(teacher.spec, task.spec)
-        shares_tokens = teacher.tokenizer.get_vocab() == model.tokenizer.get_vocab()
-        if not shares_tokens and (config.augment or config.distil_epochs):
-            raise InvalidInputError(
-                "augment and distil_epochs need a teacher that reads the same tokens as the model; leave them out, or "
-                "give a teacher with the model's tokenizer"
-            )
-        examples = augmented(task.train, config.augment, model.tokenizer, seed=config.loop.seed)
-        asked, maps = examples, None
-        if not shares_tokens:
-            progress.note("The teacher has a tokenizer of its own: its answers are learnt, its hidden states are not.")
-            found = load_task(task_source, teacher.tokenizer, options or TaskOptions(), text=teacher.text)
-            asked = found.train
-        elif config.hidden_weight or config.distil_epochs:
-            matches = match_layers(model.architecture, teacher.architecture)
-            maps = HiddenMaps(model.architecture, teacher.architecture.hidden_size, matches)
-        layers = sorted({layer for _, layer in maps.matches}) if maps is not None else []
-        progress.start("asking the teacher", len(asked))
-        lessons = ask(teacher, asked, task.spec, layers=layers, on_batch=progress.update)
-        if maps is not None:
-            maps.to(next(model.parameters()).device).fit(model, examples, lessons)
-        return cls(teacher, examples, lessons, maps)
-
-
 def _learn(
     model: TaskModel,
     task: Task,
     config: FinetuneConfig,
-    school: _School | None,
+    school: School | None,
     companion: Companion | None,
     work: Path,
     facts: Mapping[str, Any],
+    minutes: float | None,
     resume: bool,
     progress: Progress,
 ) -> History:
     """Trains the model: hidden states alone first where that was asked for, then everything."""
-    parts: dict[str, nn.Module] = {"model": model}
-    if school is not None and school.maps is not None:
-        parts["maps"] = school.maps
-    spread = task.label_scale[1]
     loop = replace(config.loop, fresh=("model.head",), metric=config.metric or "")
-    examples = task.train if school is None else school.examples
-    beside = Beside(Hooks()) if companion is None else companion.begin(model.encoder, loop.num_steps(len(examples)))
-    if beside.module is not None:
-        parts["beside"] = beside.module
-    module = nn.ModuleDict(parts)
+    num_examples = len(task.train if school is None else school.examples)
 
-    def of_states(batch: TaskBatch) -> dict[str, Tensor]:
-        assert school is not None
-        assert school.maps is not None
-        return {"hidden": school.maps.loss(model, batch, school.lessons)[1]}
-
-    def of_everything(batch: TaskBatch) -> dict[str, Tensor]:
-        if school is None:
-            return {"label": label_loss(task.spec.kind, model(**batch.inputs), batch.labels, spread)}
-        losses: dict[str, Tensor] = {}
-        if school.maps is not None and config.hidden_weight:
-            logits, hidden = school.maps.loss(model, batch, school.lessons)
-            losses["hidden"] = config.hidden_weight * hidden
-        else:
-            logits = model(**batch.inputs)
-        target = school.lessons.batch_logits(batch)
-        losses["teacher"] = teacher_loss(
-            task.spec.kind, logits, target, batch.words, temperature=config.temperature, spread=spread
+    def paced(num_steps: int) -> Pace:
+        lesson = Lesson.on_a_copy(model, task, config, school, companion, num_steps)
+        return measure_pace(
+            lesson.module, lesson.examples, lesson.of_everything, lesson.on_validation, loop, lesson.beside
         )
-        if config.label_weight:
-            losses["label"] = config.label_weight * label_loss(task.spec.kind, logits, batch.labels, spread)
-        return losses
 
-    def on_validation() -> dict[str, float]:
-        return evaluate(torch_run(model), task.spec, task.validation).scores
-
-    shared: dict[str, Any] = {"resume": resume, "progress": progress}
+    if minutes is not None:
+        every = loop.steps_per_epoch(num_examples)
+        loop = replace(loop, steps=planned_steps(minutes, paced, work, every=every, resume=resume, progress=progress))
+    lesson = Lesson(model, task, config, school, companion, loop.num_steps(num_examples))
+    shared: dict[str, Any] = {"fingerprint": facts, "resume": resume, "progress": progress}
     if config.distil_epochs and school is not None and school.maps is not None:
         first = replace(loop, epochs=config.distil_epochs, patience=None)
-        train(module, examples, of_states, None, first, work / "distil", fingerprint=facts,
-              hooks=Hooks(after_step=beside.keep), phase="distilling on the task's text", **shared)  # fmt: skip
+        train(
+            lesson.module, lesson.examples, lesson.of_states, None, first, work / "distil",
+            hooks=Hooks(after_step=lesson.beside.keep), phase="distilling on the task's text", **shared,
+        )  # fmt: skip
     return train(
-        module, examples, of_everything, on_validation, loop, work / "learn", fingerprint=facts, hooks=beside.hooks,
-        phase="fine-tuning", **shared,
+        lesson.module, lesson.examples, lesson.of_everything, lesson.on_validation, loop, work / "learn",
+        hooks=lesson.beside.hooks, phase="fine-tuning", **shared,
     )  # fmt: skip
 
 

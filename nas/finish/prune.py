@@ -134,8 +134,12 @@ class Pruner(nn.Module):
         self.lock.after_step(step)
         due = self.ramp.update((step + 1) / self.num_steps)
         if due > self.ramp.update(step / self.num_steps):
-            sparsity = self.ramp.sparsity(self.ramp.moment(due))
-            self._choose_by_magnitude(sparsity) if self.fisher is None else self._choose_by_cost(sparsity, self.fisher)
+            self.choose(self.ramp.sparsity(self.ramp.moment(due)))
+
+    @torch.no_grad()
+    def choose(self, sparsity: float) -> None:
+        """Chooses anew which weights are removed."""
+        self._choose_by_magnitude(sparsity) if self.fisher is None else self._choose_by_cost(sparsity, self.fisher)
 
     def _choose_by_magnitude(self, sparsity: float) -> None:
         """Keeps the largest weights, those aside among them."""
@@ -176,7 +180,13 @@ class Pruning:
     def begin(self, encoder: Encoder, num_steps: int) -> Beside:
         """Puts a :class:`Pruner` beside the encoder."""
         pruner = Pruner(encoder, self.config, num_steps)
-        return Beside(pruner.hooks, module=pruner)
+        ramp = pruner.ramp
+        return Beside(
+            pruner.hooks,
+            module=pruner,
+            num_choices=ramp.update(1.0),
+            choose=lambda: pruner.choose(ramp.sparsity(ramp.ramp_until / 2)),
+        )
 
     def end(self, encoder: Encoder) -> WriteInt8:
         """Leaves the encoder as it is."""

@@ -169,7 +169,7 @@ def train(
         InvalidInputError: The loss is no longer finite, the checkpoint is of another run, or there is one and
             ``resume`` was not asked for.
     """
-    loop = _Loop(module, examples, config, hooks or Hooks())
+    loop = Loop(module, examples, config, hooks or Hooks())
     facts = {**fingerprint, "config": asdict(config), "num_examples": len(examples)}
     saved = Checkpoint(folder, facts)
     saved.open(loop, resume=resume)
@@ -198,8 +198,8 @@ def _rounded(history: History, metric: str) -> dict[str, float]:
     return {metric: round(history.scores[-1][metric], 4)} if history.scores else {}
 
 
-class _Loop:
-    """The state of a run."""
+class Loop:
+    """The state of a run; see :func:`train` for what it is made of."""
 
     def __init__(self, module: nn.Module, examples: Examples, config: LoopConfig, hooks: Hooks) -> None:
         self.module, self.config, self.hooks = module, config, hooks
