@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import EXIT_CODES, Interrupted, command_line, print_json, say, verb
 
 if TYPE_CHECKING:
@@ -13,19 +14,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Runtime = Annotated[
     str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
 ]
 Precision = Annotated[str | None, typer.Option(help="fp32, int8 ...; the device's own by default.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the runtime; the device's own by default, else 1.")]
-Cpus = Annotated[str | None, typer.Option(help="Cores to run on, such as 2,3; the idlest by default.")]
 
 
 @app.callback()
 def devices(
     context: typer.Context,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Tell where latencies can be measured, and make more places known.
 
@@ -38,7 +37,7 @@ def devices(
 
 
 @verb
-def list_devices(as_json: AsJson = False) -> None:
+def list_devices(as_json: options.AsJson = False) -> None:
     """List the devices that latencies can be measured on, and how to add one."""
     from nas import api
 
@@ -73,14 +72,13 @@ def add(
     precision: Annotated[str | None, typer.Option(help="Number format, likewise.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime, likewise.")] = None,
     cpus: Annotated[str | None, typer.Option(help="Cores to run on such as 2,3, likewise.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Give a device a name that lasts. Nothing is connected to; nas devices probe does that.
 
     Example: nas devices add board ssh://pi@board.local --threads 4
     """
     from nas import api
-    from nas.cli.options import whole_numbers
 
     words = api.add_device(
         name,
@@ -91,7 +89,7 @@ def add(
         runtime=runtime,
         precision=precision,
         threads=threads,
-        cpus=None if cpus is None else whole_numbers("--cpus", cpus),
+        cpus=None if cpus is None else options.whole_numbers("--cpus", cpus),
     )
     if as_json:
         print_json({"name": name, "description": words})
@@ -102,7 +100,7 @@ def add(
 @verb
 def remove(
     name: Annotated[str, typer.Argument(help="A device that was added.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Forget a device that was added. Its profiles are kept."""
     from nas import api
@@ -117,7 +115,7 @@ def remove(
 @verb
 def probe(
     name: Annotated[str, typer.Argument(help="A device that nas devices lists, or ssh://user@host.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask a device what it is, now. The exit code is 4 where it is not there."""
     from nas import api
@@ -149,7 +147,7 @@ def profile(
     runtime: Runtime = None,
     precision: Precision = None,
     threads: Threads = None,
-    cpus: Cpus = None,
+    cpus: options.Cpus = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens a text.")] = 128,
     seconds: Annotated[float, typer.Option(help="How long to time each shape.")] = 0.8,
@@ -160,15 +158,14 @@ def profile(
     answers: Annotated[
         list[Path] | None, typer.Option(help="Make --out of what such a machine answered; may be repeated.")
     ] = None,
-    as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure what a device's latencies are predicted from, into a file that can be carried to another machine.
 
     Example: nas devices profile a100 --out a100.json, then elsewhere: nas search --latency-ms 2 --device a100.json
     """
     from nas import api
-    from nas.cli.options import whole_numbers
     from nas.errors import InvalidInputError
     from nas.progress import choose_progress
 
@@ -181,7 +178,7 @@ def profile(
         "runtime": runtime,
         "precision": precision,
         "threads": threads,
-        "cpus": None if cpus is None else whole_numbers("--cpus", cpus),
+        "cpus": None if cpus is None else options.whole_numbers("--cpus", cpus),
         "batch_size": batch_size,
         "seq_len": seq_len,
         "seconds_each": seconds,

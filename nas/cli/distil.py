@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
 from nas.cli.train import read_losses
 
@@ -14,27 +15,24 @@ def distil(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
     teacher: Annotated[str, typer.Option(help="BERT-like encoder with the same tokenizer: a folder or hub id.")],
-    corpus: Annotated[
-        list[str],
-        typer.Option(help="Text to learn from: a file (text, csv, json, parquet), folder or hub id; may be repeated."),
-    ],
+    corpus: options.Corpus,
     out: Annotated[Path, typer.Option(help="Folder for the new model; must be absent or empty.")],
-    steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes of training.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts a batch.")] = 32,
-    seq_len: Annotated[int, typer.Option(help="Most tokens a text.")] = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
-    accumulate: Annotated[int, typer.Option(help="Batches a step.")] = 1,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    steps: options.Steps = None,
+    minutes: options.Minutes = None,
+    batch_size: options.TextsABatch = 32,
+    seq_len: options.MostTokens = 64,
+    lr: options.LearningRate = 2e-4,
+    accumulate: options.Accumulate = 1,
+    precision: options.Precision = "auto",
     loss: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=WEIGHT", help="Loss and its weight: hidden, pooled, output; may be repeated."),
     ] = None,
     keep_rate: Annotated[float, typer.Option(help="Share of positions that narrow layers update in a step.")] = 0.15,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.training.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train an exported model further, by itself, and export it again.
 

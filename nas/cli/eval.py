@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import print_json, verb
 
 
@@ -12,14 +13,14 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help="Task model: a folder that nas finetune wrote, a Hugging Face one, a hub id.")
     ],
-    task: Annotated[str, typer.Option(help="Task: a file (csv, json, parquet), a folder with splits, or a hub id.")],
+    task: options.Task,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    text: Annotated[str | None, typer.Option(help="Column of the text, or of the words.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Cut longer texts to so many tokens.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    seq_len: options.Cut = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Evaluate a task model on a split, with PyTorch and with its ONNX files.
 

@@ -5,31 +5,32 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, print_json, say, verb
 
 
 @verb
 def exits(
     model: Annotated[str, typer.Argument(help="Task model of this task, or an encoder, which is fine-tuned first.")],
-    task: Annotated[str, typer.Option(help="The task: a file (csv, json, parquet), folder or hub id.")],
+    task: options.Task,
     out: Annotated[Path, typer.Option(help="Folder for the model folders and the report.")],
     method: Annotated[str, typer.Option(help="dact, pabee, confidence, several with commas between, or all.")] = "all",
     tau: Annotated[str, typer.Option(help="DACT's price of a layer; a model for each, commas between.")] = "0.02,0.1",
     epochs: Annotated[float, typer.Option(help="Times the exits are taught every text.")] = 4,
-    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    text: Annotated[str | None, typer.Option(help="Column of the text, where it is not found.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Cut texts to so many tokens.")] = None,
+    batch_size: options.TextsAStep = 32,
+    lr: options.LearningRate = 1e-4,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    seq_len: options.Cut = None,
     pooling: Annotated[
         str, typer.Option(help="What early exits read: mean (over tokens) or first (position).")
     ] = "mean",
     timed: Annotated[int, typer.Option(help="How many texts are timed; 0 for none.")] = 60,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Teach a task model to stop early: DACT, PABEE patience and calibrated confidence, side by side.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import print_json, say, verb
 
 
@@ -15,8 +16,8 @@ def export(
     pick: Annotated[
         str, typer.Option(help="best (within the budget), fastest or smallest of the front, or a model's key.")
     ] = "best",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Export a model of a search: Hugging Face folder, ONNX in float and int8, tokenizer and model card."""
     from nas import api

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
 
 
@@ -14,26 +15,24 @@ def finetune(
     model: Annotated[
         str, typer.Argument(help="Encoder: a folder of a search or export, a Hugging Face one, a hub id.")
     ],
-    task: Annotated[str, typer.Option(help="Task: a file (csv, json, parquet), a folder with splits, or a hub id.")],
+    task: options.Task,
     out: Annotated[Path, typer.Option(help="Folder for the task model; must be absent or empty.")],
     teacher: Annotated[
         str | None, typer.Option(help="Fine-tuned model to learn from: a folder or hub id (nas finetune makes one).")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Times every training text is seen.")] = 4,
     lr: Annotated[float, typer.Option(help="Peak learning rate; the head learns five times as fast.")] = 1e-4,
-    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
+    batch_size: options.TextsAStep = 32,
     metric: Annotated[
         str | None,
         typer.Option(help="What chooses the best weights, e.g. accuracy, f1, mcc, pearson, spearman, entity_f1."),
     ] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better figure.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="classification, regression or tagging, where the labels leave a doubt.")
-    ] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the text, or of the words.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Cut longer texts to so many tokens.")] = None,
+    kind: options.Kind = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    seq_len: options.Cut = None,
     pooling: Annotated[str, typer.Option(help="What stands for a text: first (token) or mean.")] = "first",
     temperature: Annotated[float, typer.Option(help="Softens the teacher's answers.")] = 2.0,
     label_weight: Annotated[float, typer.Option(help="Weight of the labels beside the teacher's answers.")] = 0.5,
@@ -42,10 +41,10 @@ def finetune(
     augment: Annotated[
         int, typer.Option(help="Copies of each text with exchanged words, which the teacher labels.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from an unfinished run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune a model on a task, taught by labels and by a fine-tuned teacher.
 

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import print_json, verb
 
 
 @verb
 def front(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show the Pareto front of a search, finished or not, and write report.html and front.csv anew."""
     from nas import api

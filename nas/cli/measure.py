@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import print_json, verb
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def measure(
         str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, int8 ...; all that the model has by default.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 1 by default.")] = None,
-    cpus: Annotated[str | None, typer.Option(help="Cores to run on, such as 2,3; the idlest by default.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Texts at a time; several as 1,8.")] = "1",
-    seq_len: Annotated[str, typer.Option(help="Tokens a text; several as 32,128.")] = "128",
+    threads: options.Threads = None,
+    cpus: options.Cpus = None,
+    batch_size: options.BatchSizes = "1",
+    seq_len: options.SeqLens = "128",
     seconds: Annotated[float, typer.Option(help="How long to time each.")] = 3.0,
     sustained: Annotated[
         float | None, typer.Option(help="Time each for so many seconds on end and tell how far it slows down.")
@@ -38,8 +39,8 @@ def measure(
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster whose node the device is, by accelerator type or custom resource.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> int:
     """Measure the latency of an exported model, float and int8; of a sparse one on the CPU every form side by side.
 
@@ -48,7 +49,6 @@ def measure(
     Example: nas measure my-model --device board --latency-ms 20 --seq-len 32,128
     """
     from nas import api
-    from nas.cli.options import whole_numbers
     from nas.progress import choose_progress
 
     measurement = api.measure(
@@ -59,9 +59,9 @@ def measure(
         runtime=runtime,
         precision=precision,
         threads=threads,
-        cpus=None if cpus is None else whole_numbers("--cpus", cpus),
-        batch_size=whole_numbers("--batch-size", batch_size),
-        seq_len=whole_numbers("--seq-len", seq_len),
+        cpus=None if cpus is None else options.whole_numbers("--cpus", cpus),
+        batch_size=options.whole_numbers("--batch-size", batch_size),
+        seq_len=options.whole_numbers("--seq-len", seq_len),
         seconds_each=seconds,
         sustained_s=sustained,
         ray_address=ray_address,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import verb
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def predict(
     ] = None,
     runtime: Annotated[str, typer.Option(help="torch, onnx or onnx-int8.")] = "torch",
     batch_size: Annotated[int, typer.Option(help="Lines at a time.")] = 32,
-    seq_len: Annotated[int | None, typer.Option(help="Cut longer texts to so many tokens.")] = None,
+    seq_len: options.Cut = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Answer lines of text: a label with its probability, a number, or a tag for each word.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, command_line, is_given, print_json, say, verb
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def rank(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each subnet.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes of each subnet.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts a batch.")] = 32,
-    seq_len: Annotated[int, typer.Option(help="Most tokens a text.")] = 64,
+    batch_size: options.TextsABatch = 32,
+    seq_len: options.MostTokens = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate of the distillation.")] = 5e-4,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: options.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for what is found; runs/<time> by default.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of a ranking to go on with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Tell whether a supernet ranks its subnets as training each of them alone would.
 
@@ -49,15 +50,14 @@ def rank(
     Example: nas rank --task reviews.csv --num-subnets 20 --band 1.2,2.2
     """
     from nas import api
-    from nas.cli.options import band_of
     from nas.errors import InvalidInputError
     from nas.progress import choose_progress
     from nas.rundir import RUN_FILE, fresh_path
 
     given = sorted(name for name in context.params if is_given(context, name) and name not in _BESIDE_RESUME)
     if resume is not None and given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InvalidInputError(f"--resume takes everything from the folder; leave out {options}")
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InvalidInputError(f"--resume takes everything from the folder; leave out {named}")
     folder = resume or out or fresh_path()
     try:
         result = api.rank(
@@ -67,7 +67,7 @@ def rank(
             corpora=corpus or (),
             task=task,
             num_subnets=num_subnets,
-            band=None if band is None else band_of("--band", band),
+            band=None if band is None else options.band_of("--band", band),
             steps=steps,
             minutes=minutes,
             batch_size=batch_size,

@@ -5,15 +5,13 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import options
 from nas.cli.outcome import Interrupted, print_json, say, verb
 
 
 @verb
 def train(
-    corpus: Annotated[
-        list[str],
-        typer.Option(help="Text to learn from: a file (text, csv, json, parquet), folder or hub id; may be repeated."),
-    ],
+    corpus: options.Corpus,
     out: Annotated[Path, typer.Option(help="Folder for the supernet.")],
     teacher: Annotated[
         str | None, typer.Option(help="BERT-like encoder to distil from: a folder or hub id. None starts afresh.")
@@ -43,13 +41,13 @@ def train(
             help="Measure the operations of chains on this device first, and leave out blocks slow for their size."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes of training.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts a batch.")] = 32,
-    seq_len: Annotated[int, typer.Option(help="Most tokens a text.")] = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
-    accumulate: Annotated[int, typer.Option(help="Batches a step.")] = 1,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    steps: options.Steps = None,
+    minutes: options.Minutes = None,
+    batch_size: options.TextsABatch = 32,
+    seq_len: options.MostTokens = 64,
+    lr: options.LearningRate = 5e-4,
+    accumulate: options.Accumulate = 1,
+    precision: options.Precision = "auto",
     strategy: Annotated[
         str | None,
         typer.Option(help="Which subnets a step trains: sandwich, or uniform (the default for AutoTinyBERT's)."),
@@ -69,10 +67,10 @@ def train(
     ] = None,
     mask_rate: Annotated[float, typer.Option(help="Share of tokens masked, or of positions kept narrow.")] = 0.15,
     narrow_cls: Annotated[bool, typer.Option(help="Masked-token training with narrow layers labels [CLS] too.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a supernet: by distillation from a teacher, or on masked tokens.
 

@@ -1,15 +1,12 @@
 """``nas version``: what is installed."""
 
-from typing import Annotated
-
-import typer
-
+from nas.cli import options
 from nas.cli.outcome import print_json, verb
 
 
 @verb
 def version(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print the version of nas and of the libraries its numbers come from."""
     from nas import __version__
