@@ -18,6 +18,7 @@ from nas.errors import InvalidInputError
 from nas.export.card import CardFacts, ExportReport, write_card
 from nas.export.export import export_model
 from nas.finish.distillation import label_order
+from nas.finish.evaluation import OnnxRun, evaluate
 from nas.finish.finetune import FinetuneConfig, Finetuned, finetune, unfinished
 from nas.finish.heads import new_head
 from nas.finish.model import TaskModel, load_model, load_task_model, save_task_model
@@ -105,12 +106,12 @@ def learn_task(result: SearchResult, progress: Progress) -> SearchResult:
             shutil.rmtree(run.model_dir, ignore_errors=True)
             taught.rename(run.model_dir)
         latencies = _measured(run.model_dir, request, result, progress)
+        told = _told(run.model_dir, teacher)
+        if result.chosen.precision == "int8":
+            told["scores"] = _int8_scores(run.model_dir, request, told["split"], progress)
         if found is not None:
-            _write_latencies(found, result, latencies, run.model_dir)
-        run.update(
-            conclusion=_concluded(conclusion, result, latencies, run.model_dir).to_dict(),
-            task_model=_told(run.model_dir, teacher),
-        )
+            _write_card(found, told["scores"], result, latencies, run.model_dir)
+        run.update(conclusion=_concluded(conclusion, result, latencies, run.model_dir).to_dict(), task_model=told)
         shutil.rmtree(unfinished(taught), ignore_errors=True)
     return load_result(run)
 
@@ -154,29 +155,36 @@ def _shown(task: str) -> str:
     return path.name if path.exists() else task
 
 
-def _write_latencies(
-    found: Finetuned, result: SearchResult, latencies: tuple[Latency | None, ...], model_dir: Path
+def _write_card(
+    found: Finetuned,
+    scores: dict[str, float],
+    result: SearchResult,
+    latencies: tuple[Latency | None, ...],
+    model_dir: Path,
 ) -> None:
-    """Writes the model card again, with what the task model takes."""
+    """Writes the model card again, with what the task model takes, and how good it is in its precision."""
     by_file: dict[str, list[Latency]] = {}
-    for goal, latency in zip(result.goals, latencies, strict=True):
+    for latency in latencies:
         if latency is not None:
-            by_file.setdefault(model_file(goal.conditions), []).append(latency)
+            by_file.setdefault(model_file(latency.conditions), []).append(latency)
     device = "; ".join(dict.fromkeys(goal.description for goal in result.goals if goal.is_measurable))
-    facts = replace(found.facts, latencies=by_file, device=device or None)
+    assert result.chosen is not None
+    of = f"{found.facts.scores_of}, computed in int8" if result.chosen.precision == "int8" else found.facts.scores_of
+    facts = replace(found.facts, scores=scores, scores_of=of, latencies=by_file, device=device or None)
     write_card(model_dir, replace(found.report, folder=model_dir), facts)
 
 
 def _measured(
     model_dir: Path, request: SearchRequest, result: SearchResult, progress: Progress
 ) -> tuple[Latency | None, ...]:
-    """What the task model takes on each device that is here."""
+    """What the task model takes on each device that is here, in the precision that was chosen."""
+    assert result.chosen is not None
     found: list[Latency | None] = []
-    for goal, asked in zip(result.goals, request.goals, strict=True):
+    for goal, asked, before in zip(result.goals, request.goals, result.chosen.trial.latencies, strict=True):
         if not goal.is_measurable:
             found.append(None)
             continue
-        target: Any = resolve(asked.device, asked.settings)
+        target: Any = resolve(asked.device, replace(asked.settings, precision=before.conditions.precision))
         progress.start(f"measuring the task model{f' on {goal.name}' if len(result.goals) > 1 else ''}")
         latency = target.measure({"model": model_dir}, seconds_each=seconds_for(goal, EXPORT_SECONDS))["model"]
         progress.finish(f"{latency.p50_s * 1e3:.2f} ms, {latency.verdict}")
@@ -190,13 +198,24 @@ def _concluded(
     """The conclusion with what the task model takes; chosen no more where it is not shown to keep to what was asked."""
     assert result.chosen is not None
     key, predicted = result.chosen.key, result.chosen.trial.latencies
-    size = max((model_dir / model_file(goal.conditions)).stat().st_size for goal in result.goals)
     known = [latency or prediction for latency, prediction in zip(latencies, predicted, strict=True)]
+    size = max((model_dir / model_file(latency.conditions)).stat().st_size for latency in known)
     state = overall(standings(result.goals, result.limits, known, size))
     found = replace(before, measured={**before.measured, key: latencies}, sizes={**before.sizes, key: size})
     if state == "meets":
         return found
     return replace(found, exit_code=3 if state == "exceeds" else 5, chosen=None, closest=key)
+
+
+def _int8_scores(model_dir: Path, request: SearchRequest, split: str, progress: Progress) -> dict[str, float]:
+    """How good the int8 file is, one text at a time: its roundings are a text's own."""
+    assert request.task is not None
+    model = load_task_model(model_dir)
+    progress.start("evaluating the int8 file")
+    task = load_task(request.task, model.tokenizer, _options(request, model.text), text=model.text, expected=model.spec)
+    scores = evaluate(OnnxRun(model_dir / "model.int8.onnx"), model.spec, task.split(split), batch_size=1).scores
+    progress.finish()
+    return scores
 
 
 def _told(model_dir: Path, teacher: str) -> dict[str, Any]:

@@ -4,16 +4,21 @@ import json
 import random
 
 import pytest
-from pipeline_fakes import BUDGET_S, device, supernet_dir
+from pipeline_fakes import BUDGET_S, SPACE, device, supernet_dir
 from task_cases import numbers_and_words, write_rows
 
 import nas
 from nas.errors import InvalidInputError
 from nas.finish import after_search
+from nas.finish.evaluation import OnnxRun, evaluate
 from nas.finish.model import load_task_model
 from nas.progress import SilentProgress
 from nas.search import pipeline
+from search_spaces.cost import num_parameters
 from supernet import adapt
+from supernet.checkpoint import load_supernet
+from supernet.task import load_task
+from supernet.task_spec import TaskOptions
 
 __all__ = ["device", "supernet_dir"]  # fixtures
 
@@ -119,7 +124,7 @@ def test_a_teacher_that_answers_no_task_is_refused_first(supernet_dir, task, tmp
     with pytest.raises(InvalidInputError, match="has no head"):
         asked(supernet_dir, task, tmp_path / "run", teacher=str(teacher_dir))
     tags = write_rows(tmp_path / "tags.jsonl", numbers_and_words())
-    with pytest.raises(InvalidInputError, match="tags are read from the states of all words, .* leave --narrow out"):
+    with pytest.raises(InvalidInputError, match=r"tags are read from the states of all words, .* leave --narrow out"):
         asked(supernet_dir, tags, tmp_path / "run", narrow=True)
     with pytest.raises(InvalidInputError, match="no column 'stars'"):
         asked(supernet_dir, task, tmp_path / "run", label="stars")
@@ -128,3 +133,21 @@ def test_a_teacher_that_answers_no_task_is_refused_first(supernet_dir, task, tmp
     with pytest.raises(InvalidInputError, match="add --task"):
         asked(supernet_dir, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_int8_model_is_judged_timed_and_told_of_as_its_file(supernet_dir, task, tmp_path):
+    """A limit on size that only int8 files keep."""
+    limit = {"max_size_mb": 0.9 * 4e-6 * num_parameters(SPACE.smallest(), load_supernet(supernet_dir).text)}
+    result = asked(supernet_dir, task, tmp_path / "run", precision=("fp32", "int8"), **limit)
+    chosen = result.chosen
+    assert (result.exit_code, chosen.precision, chosen.trial.latency.conditions.precision) == (0, "int8", "int8")
+    assert chosen.size_bytes == (chosen.model_dir / "model.int8.onnx").stat().st_size
+    model = load_task_model(chosen.model_dir)
+    examples = load_task(task, model.tokenizer, TaskOptions(), text=model.text, expected=model.spec).split("test")
+    alone = evaluate(OnnxRun(chosen.model_dir / "model.int8.onnx"), model.spec, examples, batch_size=1)
+    assert result.to_dict()["task_model"]["scores"] == alone.scores
+    assert alone.scores["accuracy"] > 0.8
+    card = (chosen.model_dir / "README.md").read_text()
+    assert "computed in int8" in card
+    assert card.count("arithmetic, int8") == 1
