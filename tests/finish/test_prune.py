@@ -122,6 +122,8 @@ def test_an_encoder_is_pruned_on_text_and_says_so(sparse_dir, dense_dir):
     assert facts.sparsity == 0.8
     dense = dict(load_model(dense_dir).encoder.named_parameters())
     assert all((weight != 0).all() for weight in dense.values())
+    table = "embeddings.word.weight"
+    assert torch.equal(dict(loaded.encoder.named_parameters())[table], dense[table])
     assert "explains, on held-out text" in (sparse_dir / "README.md").read_text()
     assert not unfinished(sparse_dir).exists()
 
