@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from nas.finish.companion import Companion
 from nas.finish.dense_teacher import EncoderLesson, MaskedTokens, chunk_examples
 from nas.finish.finetune import check_free, unfinished
 from nas.finish.model import LoadedEncoder, has_head, load_model
+from nas.finish.pace import Pace, measure_pace, planned_steps
 from nas.finish.training import History, LoopConfig, train
 from nas.progress import Progress, ended
 from supernet.data import Masking, TokenChunks, tokenise
@@ -49,6 +51,7 @@ def train_on_text(
     companion: Companion,
     *,
     loop: LoopConfig,
+    minutes: float | None = None,
     seq_len: int = 64,
     teacher: str | Path | None = None,
     resume: bool = False,
@@ -62,7 +65,8 @@ def train_on_text(
         corpora: Text files, folders or hub ids.
         out: The folder; must be absent or empty. ``OUT.unfinished`` beside it holds the run until then.
         companion: What happens to the encoder meanwhile.
-        loop: How long and how fast; ``steps`` must be given.
+        loop: How long and how fast; ``steps`` must be given where ``minutes`` are not.
+        minutes: Wall-clock minutes of training, in place of steps.
         seq_len: Most tokens a text.
         teacher: An encoder as wide to learn from; None is the encoder itself as it was.
         resume: Whether to go on from an unfinished run.
@@ -73,7 +77,7 @@ def train_on_text(
         InvalidInputError: An input breaks a law, the folder is occupied, or the loss is no longer finite.
     """
     check_free(out)
-    assert loop.steps is not None
+    work = unfinished(out)
     with ended(progress) as said:
         said.start("reading model and text")
         student, dense = _read_pair(source, teacher)
@@ -84,6 +88,12 @@ def train_on_text(
             "seq_len": seq_len,
             "beside": dict(companion.facts),
         }
+        if minutes is not None:
+            texts = _read_text(corpora, student, seq_len, 0)
+            paced = partial(_pace, student, dense, companion, texts, loop)
+            planned = planned_steps(minutes, paced, work, evaluations=NUM_EVALUATIONS, resume=resume, progress=said)
+            loop = replace(loop, steps=planned)
+        assert loop.steps is not None
         beside = companion.begin(student.encoder, loop.steps)
         chunks, held_out = _read_text(corpora, student, seq_len, loop.steps * loop.batch_size)
         lesson = EncoderLesson(student.encoder, dense.encoder, held_out, _masked_tokens(student, loop.seed))
@@ -97,7 +107,7 @@ def train_on_text(
             lesson.loss,
             lesson.evaluate,
             replace(loop, metric="explained", evaluations=min(1000, every)),
-            unfinished(out),
+            work,
             fingerprint=facts,
             resume=resume,
             hooks=beside.hooks,
@@ -105,8 +115,25 @@ def train_on_text(
         )
         said.start("exporting")
         report = _save(student, companion, out, history.best["explained"], command)
-        shutil.rmtree(unfinished(out), ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return TextTrained(report, history, history.best["explained"])
+
+
+def _pace(
+    student: LoadedEncoder,
+    dense: LoadedEncoder,
+    companion: Companion,
+    texts: tuple[TokenChunks, TokenChunks],
+    loop: LoopConfig,
+    num_steps: int,
+) -> Pace:
+    """Times the training on a copy of the student."""
+    encoder = copy.deepcopy(student.encoder)
+    beside = companion.begin(encoder, num_steps)
+    lesson = EncoderLesson(encoder, dense.encoder, texts[1], _masked_tokens(student, loop.seed))
+    parts = {"encoder": encoder} | ({} if beside.module is None else {"beside": beside.module})
+    examples = chunk_examples(texts[0])
+    return measure_pace(nn.ModuleDict(parts), examples, lesson.loss, lesson.evaluate, loop, beside)
 
 
 def _read_pair(source: str | Path, teacher: str | Path | None) -> tuple[LoadedEncoder, LoadedEncoder]:
