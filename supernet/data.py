@@ -124,7 +124,8 @@ def open_table(source: str, *, what: str) -> Iterator[tuple[str, Any]]:
     """Opens a file, folder or hub id with ``datasets``; yields pairs of split name and split.
 
     Args:
-        source: A file, a folder of files of one kind, or a hub id.
+        source: A file, a folder of files of one kind, or a hub id. One of several configurations of a hub id, or of a
+            folder that is laid out as on the hub, stands behind a colon: ``nyu-mll/glue:sst2``.
         what: What it is for, for the error text.
 
     Raises:
@@ -145,15 +146,30 @@ def open_table(source: str, *, what: str) -> Iterator[tuple[str, Any]]:
             options = {"delimiter": "\t"} if loader == "csv" and ".tsv" in files[0].suffixes else {}
             loaded = datasets.load_dataset(loader, data_files=[str(file) for file in files], **options)
         else:
-            loaded = datasets.load_dataset(source)
+            loaded = datasets.load_dataset(**_configuration(source))
     except Exception as error:  # datasets raises many unrelated kinds for an unreadable source
         if isinstance(error, InvalidInputError):
             raise
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InvalidInputError(
-            f"{what} {source!r} cannot be read: {reason}; give a text, csv, json or parquet file, or a hub id"
-        ) from error
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        way_out = "give a text, csv, json or parquet file, or a hub id"
+        if lines[0].startswith(("Config name is missing", "BuilderConfig")):
+            way_out = "name one behind a colon, as in nyu-mll/glue:sst2"
+        reason = " ".join(lines[:2] if lines[0].startswith("Config name is missing") else lines[:1])[:300]
+        raise InvalidInputError(f"{what} {source!r} cannot be read: {reason}; {way_out}") from error
     yield from loaded.items()
+
+
+def _configuration(source: str) -> dict[str, str]:
+    """A hub id or folder and, where one stands behind a colon, its configuration, as ``load_dataset`` takes them."""
+    name, colon, configuration = source.rpartition(":")
+    if not colon:
+        return {"path": source}
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return {"path": name, "name": configuration}
+    # Of a folder's configuration the cache knows the name alone: it would give, or insist on, what the files held once.
+    anew = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
+    return {"path": str(folder), "name": configuration, **anew}
 
 
 def _loader_of(files: list[Path], source: str, what: str) -> str:

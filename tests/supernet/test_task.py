@@ -72,6 +72,37 @@ def test_class_names_are_those_of_the_data_and_numbers_keep_their_order(tmp_path
     assert read(numbered).spec.labels == tuple(map(str, range(12)))
 
 
+def test_one_of_several_configurations_stands_behind_a_colon(tmp_path, read, rows):
+    """A folder laid out as on the hub, which ``datasets`` opens as it opens a hub id."""
+    named = [{"sentence": row["text"], "label": row["label"]} for row in rows]
+    for name, part in (("cola", named[:20]), ("sst2", named)):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "train.jsonl", part)
+    entry = "- config_name: {0}\n  data_files:\n  - split: train\n    path: {0}/train.jsonl\n"
+    configs = "".join(map(entry.format, ("cola", "sst2")))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert len(read(f"{tmp_path}:sst2").train) == 32
+    assert len(read(f"{tmp_path}:cola").train) == 16
+    write_rows(tmp_path / "cola" / "train.jsonl", named[:30])
+    assert len(read(f"{tmp_path}:cola").train) == 24
+    with pytest.raises(InvalidInputError, match=r"Available: \['cola', 'sst2'\]; name one behind a colon"):
+        read(f"{tmp_path}:sst")
+
+
+def test_a_hub_id_of_several_configurations_needs_one(read, monkeypatch):
+    """What ``datasets`` says of a hub id that was given without one."""
+
+    def load_dataset(path):
+        raise ValueError(
+            "Config name is missing.\nPlease pick one among the available configs: ['cola', 'sst2']\nExample of usage:"
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InvalidInputError, match=r"\['cola', 'sst2'\]; name one behind a colon") as caught:
+        read("nyu-mll/glue")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_hub_test_split_without_labels_is_left_out(tmp_path, read, rows):
     path = write_rows(
         tmp_path / "t.jsonl",
