@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas.config import check_bounds, check_percentile
+from nas.errors import InvalidInputError
 from nas.progress import Progress, ended
 from nas.rundir import RunDir, fresh_path
 from search_spaces.presets import load_space
@@ -21,6 +22,7 @@ def measure(
     device: str = "cpu",
     latency_ms: float | None = None,
     percentile: int = 50,
+    bind: str | None = None,
     runtime: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
@@ -35,10 +37,11 @@ def measure(
     """Measures an exported model.
 
     Args:
-        model_dir: Folder that ``nas export`` or ``nas search`` made.
+        model_dir: Folder that ``nas export`` or ``nas search`` made, or a model folder of ``nas exits``.
         device: A key of :func:`devices`.
         latency_ms: Budget to judge the model by.
         percentile: Which percentile of the latency the budget binds: 50, 90 or 99.
+        bind: Which latency of a model with exits the budget binds: ``expected`` (None) or ``worst``.
         runtime: ``onnxruntime``, ``openvino``, ``torch`` or ``torch-graphs``; None for the device's own.
         precision: ``fp32``, ``int8`` ...; None for all that the model has.
         threads: Threads of the runtime; None for the device's own.
@@ -72,6 +75,21 @@ def measure(
     settings = settings_for(
         device, runtime=runtime, precision=precision, threads=threads, cpus=cpus, batch_size=batch_size, seq_len=seq_len
     )
+    from nas.finish.exit_folder import is_adaptive
+    from nas.finish.exit_measure import check_one_model, measure_exits
+
+    budget_s = None if latency_ms is None else latency_ms / 1e3
+    if is_adaptive(Path(model_dir)):
+        if device != "cpu" or cpus is not None or sustained_s is not None:
+            raise InvalidInputError("a model with exits is timed on cpu alone; leave --device, --cpus, --sustained out")
+        with ended(progress) as said:
+            return measure_exits(
+                Path(model_dir), settings, budget_s=budget_s, percentile=percentile, binds=bind,
+                seconds_each=seconds_each, progress=said,
+            )  # fmt: skip
+    check_one_model(Path(model_dir))
+    if bind is not None:
+        raise InvalidInputError("only a model with exits has an expected and a worst latency; leave --bind out")
     if precision is None:
         settings = with_precisions(settings, precisions_of(Path(model_dir), settings[0].runtime))
         if device == "cpu" and runtime is None and sparse_pattern(Path(model_dir)) is not None:
@@ -81,7 +99,7 @@ def measure(
             Path(model_dir),
             device=device,
             settings=settings,
-            budget_s=None if latency_ms is None else latency_ms / 1e3,
+            budget_s=budget_s,
             percentile=percentile,
             seconds_each=seconds_each if sustained_s is None else sustained_s,
             is_sustained=sustained_s is not None,

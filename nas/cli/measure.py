@@ -24,6 +24,9 @@ def measure(
     device: Annotated[str, typer.Option(help="Where to measure; nas devices lists them.")] = "cpu",
     latency_ms: Annotated[float | None, typer.Option(help="Budget to judge the model by, in milliseconds.")] = None,
     percentile: Annotated[int, typer.Option(help="Percentile that the budget binds: 50, 90 or 99.")] = 50,
+    bind: Annotated[
+        str | None, typer.Option(help="Of a model with exits, which latency the budget binds: expected or worst.")
+    ] = None,
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
     ] = None,
@@ -44,6 +47,8 @@ def measure(
 ) -> int:
     """Measure the latency of an exported model, float and int8; of a sparse one on the CPU every form side by side.
 
+    Of a model with exits: what a text takes to each exit, what is expected of all texts, and the worst case.
+
     With a budget the exit code is 0 where a form of the model meets it, 3 where none does, 5 where that stays open.
 
     Example: nas measure my-model --device board --latency-ms 20 --seq-len 32,128
@@ -56,6 +61,7 @@ def measure(
         device=device,
         latency_ms=latency_ms,
         percentile=percentile,
+        bind=bind,
         runtime=runtime,
         precision=precision,
         threads=threads,
@@ -103,7 +109,7 @@ def _print(measurement: "Measurement") -> None:
             "drift": "" if drift is None else f"{drift:+.1%}",
             "verdict": latency.verdict,
             "throttled": "" if latency.pressure is None else ", ".join(latency.pressure.throttled),
-            "budget": _JUDGEMENTS[measurement.judge(row)].format(budget=budget) if measurement.budget_s else "",
+            "budget": _JUDGEMENTS.get(measurement.judge(row), "").format(budget=budget) if measurement.budget_s else "",
         }
         for name, cell in cells.items():
             columns.setdefault(name, []).append(cell)

@@ -64,6 +64,20 @@ def time_texts(
         repeats: How often each text is timed in each model.
         progress: What is told about it.
     """
+    times_s = times_of(models, texts, seed=seed, repeats=repeats, progress=progress)
+    medians = {name: np.median(taken, axis=0) for name, taken in times_s.items()}
+    return {name: _timing(taken, medians[next(iter(models))]) for name, taken in medians.items()}
+
+
+def times_of(
+    models: Mapping[str, Callable[[Batch], object]],
+    texts: Sequence[Batch],
+    *,
+    seed: int = 0,
+    repeats: int = REPEATS,
+    progress: Progress,
+) -> dict[str, NDArray[np.float64]]:
+    """Every time in seconds, by model: (repeats, texts); the arguments are those of :func:`time_texts`."""
     rng = np.random.default_rng(seed)
     names = list(models)
     times_s = {name: np.empty((repeats, len(texts))) for name in names}
@@ -77,8 +91,7 @@ def time_texts(
                 times_s[name][repeat, place] = time.thread_time() - start
         progress.update(repeat + 1)
     progress.finish()
-    medians = {name: np.median(taken, axis=0) for name, taken in times_s.items()}
-    return {name: _timing(taken, medians[names[0]]) for name, taken in medians.items()}
+    return times_s
 
 
 def _timing(taken_s: NDArray[np.float64], reference_s: NDArray[np.float64]) -> Timing:

@@ -1,0 +1,255 @@
+"""What ``nas measure`` finds out about a model with exits: what a text takes to each exit, expected and at worst.
+
+Texts of one length are sent through the host loop and made to stop at each exit in turn, policy included, so that what
+is timed is what runs. Where texts stop on their own depends on what they say: the expected latency weighs the exits by
+the validation texts that stopped there when the model was made. The worst case is a text that goes through all of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.latency import Conditions, measured
+from nas.devices.session import LAYOUT_SPREAD
+from nas.devices.target import Settings
+from nas.errors import InvalidInputError, unknown_name
+from nas.finish.exit_folder import Description, exit_file, is_adaptive
+from nas.finish.exit_timing import times_of
+from nas.finish.exits import AdaptiveModel, Batch, padded, run
+from nas.finish.halting import Floats, Look, Policy, State
+from nas.measurement import Measurement, Row
+from nas.progress import Progress
+
+Bound = Literal["expected", "worst"]
+NUM_TEXTS = 4
+MIN_ROUNDS, MAX_ROUNDS = 10, 2000
+
+
+@dataclass(frozen=True)
+class ExitMeasurement(Measurement):
+    """The latencies of a model with exits.
+
+    Attributes:
+        shares: Share of the validation texts that stopped at each exit.
+        binds: Which latency the budget binds.
+    """
+
+    shares: tuple[float, ...] = ()
+    binds: Bound = "expected"
+
+    @property
+    def bound(self) -> list[Row]:
+        """What the budget binds: a row for each length."""
+        each = len(self.shares) + 1
+        return [self.rows[place] for place in range(0 if self.binds == "expected" else each - 1, len(self.rows), each)]
+
+    def judge(self, row: Row) -> str:
+        """What the budget says of a row that it binds; the verdict of any other."""
+        return super().judge(row) if row in self.bound else row.latency.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """0 where what is bound meets the budget at every length, 3 where it exceeds it at some, else 5."""
+        judgements = {self.judge(row) for row in self.bound}
+        if judgements <= {"meets", "ok", "noisy"}:
+            return 0
+        return 3 if "exceeds" in judgements else 5
+
+    @property
+    def advice(self) -> list[str]:
+        """Expected and worst case in words, a sentence for each length."""
+        each = len(self.shares) + 1
+        said = []
+        for start in range(0, len(self.rows), each):
+            expected, worst = self.rows[start].latency, self.rows[start + each - 1].latency
+            said.append(
+                f"At {worst.conditions.seq_len} tokens a text takes {expected.p50_s * 1e3:.2f} ms as expected, "
+                f"{worst.p50_s * 1e3:.2f} ms at worst."
+            )
+        return [*said, "Expected is the mean over the exits, weighed by where the validation texts stopped."]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {**super().to_dict(), "shares": list(self.shares), "binds": self.binds}
+
+
+@dataclass(frozen=True, slots=True)
+class StopAt:
+    """A policy that is asked at every exit, and stops at a given one whatever it says.
+
+    Attributes:
+        policy: What is asked.
+        place: Index of the exit, from 0.
+    """
+
+    policy: Policy
+    place: int
+    kind: ClassVar[str] = "stop-at"
+
+    def begin(self, batch_size: int, num_classes: int) -> State:
+        """See :class:`nas.finish.halting.Policy`."""
+        return self.policy.begin(batch_size, num_classes)
+
+    def look(self, state: State, logits: Floats, gates: Floats | None, *, place: int, left: int) -> Look:
+        """See :class:`nas.finish.halting.Policy`."""
+        look = self.policy.look(state, logits, gates, place=place, left=left)
+        return replace(look, stops=np.full_like(look.stops, place >= self.place))
+
+    def to_dict(self) -> dict[str, Any]:
+        """It is never written."""
+        raise NotImplementedError
+
+
+def measure_exits(
+    folder: Path,
+    settings: Sequence[Settings],
+    *,
+    budget_s: float | None = None,
+    percentile: int = 50,
+    binds: str | None = None,
+    seconds_each: float = 3.0,
+    progress: Progress,
+) -> ExitMeasurement:
+    """Times a model with exits on this machine, a text at a time, on one thread.
+
+    Args:
+        folder: One model folder of ``nas exits``.
+        settings: One for each length.
+        budget_s: What to judge it by.
+        percentile: Which percentile of the worst case the budget binds.
+        binds: Which latency it binds, ``expected`` (None) or ``worst``.
+        seconds_each: How long to time each exit.
+        progress: What is told about it.
+
+    Raises:
+        InvalidInputError: The folder is none, or damaged, or is asked for what exits do not have.
+    """
+    binds = binds or "expected"
+    if binds not in get_args(Bound):
+        raise unknown_name("latency for a budget", binds, get_args(Bound))
+    if binds == "expected" and percentile != 50:
+        raise InvalidInputError(
+            "the expected latency is a mean over texts and has no percentile; add --bind worst, or leave --percentile "
+            f"{percentile} out"
+        )
+    _check_settings(settings)
+    from nas.devices.resolve import live
+
+    model = AdaptiveModel.load(folder)
+    shares = _shares(folder, model.description)
+    rows, description = [], ""
+    for asked in settings:
+        if asked.seq_len > model.description.text.max_positions:
+            raise InvalidInputError(
+                f"seq_len must be at most {model.description.text.max_positions}, the longest text of this model, got "
+                f"{asked.seq_len}"
+            )
+        target = live("cpu", asked)
+        description = description or target.description
+        rows += _measured(folder, model, shares, target.conditions, seconds_each, progress)
+    return ExitMeasurement(
+        folder, "cpu", description, tuple(rows), budget_s, percentile, shares=shares, binds=binds  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def check_one_model(folder: Path) -> None:
+    """Refuses the folder of a whole run of ``nas exits``, which holds several models.
+
+    Raises:
+        InvalidInputError: It is one.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if is_adaptive(entry)) if folder.is_dir() else []
+    if names:
+        raise InvalidInputError(f"{folder} holds several models with exits; give one of them: {', '.join(names)}")
+
+
+def _check_settings(settings: Sequence[Settings]) -> None:
+    for asked in settings:
+        given = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
+        given["batch-size"] = asked.batch_size
+        usual = {"runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch-size": 1}
+        for name, value in given.items():
+            if value != usual[name]:
+                raise InvalidInputError(
+                    "a model with exits is timed text by text, by its host loop over ONNX Runtime on one thread; "
+                    f"leave --{name} {value} out"
+                )
+
+
+def _shares(folder: Path, description: Description) -> tuple[float, ...]:
+    """Where the validation texts stopped when the model was made."""
+    try:
+        counts = [int(count) for count in description.facts["validation"]["exits"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{folder} does not say where its validation texts stopped, so that nothing can be expected; run nas exits "
+            "again"
+        ) from error
+    if len(counts) != description.num_exits or min(counts) < 0 or not sum(counts):
+        raise InvalidInputError(f"{folder} is damaged: it counts texts at {len(counts)} exits; run nas exits again")
+    return tuple(count / sum(counts) for count in counts)
+
+
+def _measured(
+    folder: Path,
+    model: AdaptiveModel,
+    shares: Sequence[float],
+    conditions: Conditions,
+    seconds_each: float,
+    progress: Progress,
+) -> list[Row]:
+    """The expected latency, then that of each exit."""
+    stops = {place: _stopping(model, place) for place in range(len(shares))}
+    texts = _texts(model, conditions.seq_len)
+    last = stops[len(shares) - 1]
+    pilot = times_of({"last": last}, texts, repeats=3, progress=progress)["last"]
+    rounds = round(seconds_each / (2 * pilot.mean() * len(texts)))
+    taken = times_of(
+        {str(place): stop for place, stop in stops.items()},
+        texts,
+        repeats=min(MAX_ROUNDS, max(MIN_ROUNDS, rounds)),
+        progress=progress,
+    )
+    times_s = np.stack([taken[str(place)] for place in stops])  # (exits, rounds, texts)
+    expected_s = np.tensordot(np.asarray(shares), times_s, axes=1)
+    sizes = np.cumsum([exit_file(folder, place).stat().st_size for place in stops]).tolist()
+    rows = [_row("expected", sizes[-1], expected_s, times_s[-1], conditions)]
+    for place, share in enumerate(shares):
+        name = f"exit {place + 1}, {share:.0%} of the texts"
+        name = name if place + 1 < len(shares) else f"worst: {name}"
+        rows.append(_row(name, sizes[place], times_s[place], times_s[-1], conditions))
+    return rows
+
+
+def _row(
+    name: str, size: int, times_s: NDArray[np.float64], anchor_s: NDArray[np.float64], conditions: Conditions
+) -> Row:
+    """A row from times (rounds, texts) and those of the whole model beside them."""
+    levels = np.median(anchor_s, axis=1)
+    reference_s = float(np.median(levels))
+    low, high = (float(np.quantile(levels, share)) / reference_s for share in (0.05, 0.95))
+    latency = measured(
+        conditions,
+        times_s.ravel().tolist(),
+        anchor_s.ravel().tolist(),
+        reference_s,
+        num_rounds=len(times_s),
+        level_interval=(min(low, 1 - LAYOUT_SPREAD), max(high, 1 + LAYOUT_SPREAD)),
+    )
+    return Row(name, size, latency)
+
+
+def _stopping(model: AdaptiveModel, place: int) -> Callable[[Batch], object]:
+    policy = StopAt(model.policy, place)
+    return lambda batch: run(model.layers, batch, policy)
+
+
+def _texts(model: AdaptiveModel, seq_len: int) -> list[Mapping[str, NDArray[np.int64]]]:
+    """Texts of so many tokens, each a batch by itself; what they say does not matter where they have to stop."""
+    text, rng = model.description.text, np.random.default_rng(0)
+    ids = rng.integers(1, text.vocab_size, size=(NUM_TEXTS, seq_len)).tolist()
+    return [padded([row], [[0] * seq_len], text) for row in ids]
