@@ -140,7 +140,7 @@ def test_a_request_that_breaks_a_law_is_refused(fields, reason):
         ("flat", "no such file", "one layer"),
         ("encoder", "numbers.csv", "regression"),
         ("out/task-model", "other.csv", "not among the 2 labels"),
-        ("out/task-model", "numbers.csv", "not among"),
+        ("out/task-model", "numbers.csv", "classes, not fractions"),
         ("nowhere", "task.csv", "nowhere"),
     ],
 )
