@@ -1,5 +1,12 @@
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +101,50 @@ def test_a_run_cut_in_any_part_walks_the_same_path(trained, tmp_path, teacher_di
     assert not (out / "supernet.json").exists()
     _train(out, teacher_dir, corpus, resume=True)
     assert load_supernet(out).digest == load_supernet(trained[0]).digest
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_any_part_resumes_to_the_same_supernet(tmp_path, teacher_dir, corpus):
+    """SIGKILL, again and again, at random moments behind the first checkpoint."""
+    program = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[4])\n"
+        "from test_few_shot import CONFIG, _train\n"
+        "out = Path(sys.argv[1])\n"
+        "config = replace(CONFIG, steps=150, checkpoint_every=5)\n"
+        "_train(out, sys.argv[2], sys.argv[3], config, resume=any(out.rglob('latest')))\n"
+    )
+
+    def command(out):
+        return [sys.executable, "-c", program, str(out), str(teacher_dir), str(corpus), str(Path(__file__).parent)]
+
+    whole, out, kills = tmp_path / "whole", tmp_path / "killed", 0
+    subprocess.run(command(whole), check=True)
+    rng = random.Random(time.time_ns())
+    for _ in range(5):
+        process = subprocess.Popen(command(out), stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        while process.poll() is None and not any(out.rglob("latest")):
+            time.sleep(0.02)
+            assert time.monotonic() - started < 120
+        time.sleep(rng.uniform(0, 4) if kills == 0 else rng.uniform(4, 14))  # later ones have to start first
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills
+    if not (out / "supernet.json").exists():
+        subprocess.run(command(out), check=True)
+    assert load_supernet(out).digest == load_supernet(whole).digest
+    for curve in whole.rglob("curve.jsonl"):
+        assert _steps(out / curve.relative_to(whole)) == _steps(curve)
+
+
+def _steps(curve):
+    rows = map(json.loads, curve.read_text().splitlines())
+    return [{name: row[name] for name in ("step", "losses", "held_out")} for row in rows]
 
 
 def test_more_parts_than_the_space_has_are_refused_before_anything_is_read(tmp_path):
