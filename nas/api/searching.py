@@ -22,7 +22,7 @@ def measure(
     device: str = "cpu",
     latency_ms: float | None = None,
     percentile: int = 50,
-    bind: str | None = None,
+    exits: str | None = None,
     runtime: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
@@ -41,7 +41,7 @@ def measure(
         device: A key of :func:`devices`.
         latency_ms: Budget to judge the model by.
         percentile: Which percentile of the latency the budget binds: 50, 90 or 99.
-        bind: Which latency of a model with exits the budget binds: ``expected`` (None) or ``worst``.
+        exits: Which latency of a model with exits the budget binds: ``expected`` (None) or ``worst``.
         runtime: ``onnxruntime``, ``openvino``, ``torch`` or ``torch-graphs``; None for the device's own.
         precision: ``fp32``, ``int8`` ...; None for all that the model has.
         threads: Threads of the runtime; None for the device's own.
@@ -84,12 +84,12 @@ def measure(
             raise InvalidInputError("a model with exits is timed on cpu alone; leave --device, --cpus, --sustained out")
         with ended(progress) as said:
             return measure_exits(
-                Path(model_dir), settings, budget_s=budget_s, percentile=percentile, binds=bind,
+                Path(model_dir), settings, budget_s=budget_s, percentile=percentile, binds=exits,
                 seconds_each=seconds_each, progress=said,
             )  # fmt: skip
     check_one_model(Path(model_dir))
-    if bind is not None:
-        raise InvalidInputError("only a model with exits has an expected and a worst latency; leave --bind out")
+    if exits is not None:
+        raise InvalidInputError("only a model with exits has an expected and a worst latency; leave --exits out")
     if precision is None:
         settings = with_precisions(settings, precisions_of(Path(model_dir), settings[0].runtime))
         if device == "cpu" and runtime is None and sparse_pattern(Path(model_dir)) is not None:

@@ -24,8 +24,8 @@ def measure(
     device: Annotated[str, typer.Option(help="Where to measure; nas devices lists them.")] = "cpu",
     latency_ms: Annotated[float | None, typer.Option(help="Budget to judge the model by, in milliseconds.")] = None,
     percentile: Annotated[int, typer.Option(help="Percentile that the budget binds: 50, 90 or 99.")] = 50,
-    bind: Annotated[
-        str | None, typer.Option(help="Of a model with exits, which latency the budget binds: expected or worst.")
+    exits: Annotated[
+        str | None, typer.Option(help="expected or worst: which latency of a model with exits the budget binds.")
     ] = None,
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
@@ -61,7 +61,7 @@ def measure(
         device=device,
         latency_ms=latency_ms,
         percentile=percentile,
-        bind=bind,
+        exits=exits,
         runtime=runtime,
         precision=precision,
         threads=threads,

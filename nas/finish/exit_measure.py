@@ -130,10 +130,10 @@ def measure_exits(
     """
     binds = binds or "expected"
     if binds not in get_args(Bound):
-        raise unknown_name("latency for a budget", binds, get_args(Bound))
+        raise unknown_name("latency for exits to bind", binds, get_args(Bound))
     if binds == "expected" and percentile != 50:
         raise InvalidInputError(
-            "the expected latency is a mean over texts and has no percentile; add --bind worst, or leave --percentile "
+            "the expected latency is a mean over texts and has no percentile; add --exits worst, or leave --percentile "
             f"{percentile} out"
         )
     _check_settings(settings)

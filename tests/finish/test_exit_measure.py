@@ -81,7 +81,7 @@ def test_the_expected_latency_weighs_the_exits_by_where_texts_stopped(folder, ev
     ],
 )
 def test_a_budget_binds_the_latency_that_is_named(folder, even, budget_ms, bind, exit_code):
-    found = nas.measure(folder, latency_ms=budget_ms, bind=bind, **ASKED)
+    found = nas.measure(folder, latency_ms=budget_ms, exits=bind, **ASKED)
     assert found.exit_code == exit_code
     judged = [found.judge(row) for row in found.rows]
     wanted = {0: "meets", 3: "exceeds", 5: "undecided"}[exit_code]
@@ -120,8 +120,8 @@ def test_what_exits_do_not_have_is_refused(folder, tmp_path, command):
         (["--precision", "int8"], "leave --precision int8 out"),
         (["--runtime", "torch"], "leave --runtime torch out"),
         (["--seq-len", "65"], "seq_len must be at most 64"),
-        (["--percentile", "90", "--latency-ms", "1"], "add --bind worst"),
-        (["--bind", "best"], "unknown latency for a budget"),
+        (["--percentile", "90", "--latency-ms", "1"], "add --exits worst"),
+        (["--exits", "best"], "unknown latency for exits to bind"),
         (["--sustained", "5"], "leave --device, --cpus, --sustained out"),
     ):
         code, _, error = command("measure", folder, "--quiet", *words)
@@ -131,8 +131,8 @@ def test_what_exits_do_not_have_is_refused(folder, tmp_path, command):
     with pytest.raises(InvalidInputError, match=r"holds several models with exits; give one of them: dact-tau0\.1"):
         nas.measure(folder.parent)
     (tmp_path / "plain").mkdir()
-    with pytest.raises(InvalidInputError, match="leave --bind out"):
-        nas.measure(tmp_path / "plain", bind="worst")
+    with pytest.raises(InvalidInputError, match="leave --exits out"):
+        nas.measure(tmp_path / "plain", exits="worst")
 
 
 def test_a_folder_that_does_not_say_where_texts_stopped_is_refused(folder, tmp_path):
