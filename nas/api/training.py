@@ -99,13 +99,7 @@ def train(
     Raises:
         InvalidInputError: An input breaks a law, the folder is occupied, or the loss is no longer finite.
     """
-    check_bounds(
-        steps=steps, minutes=minutes, batch_size=batch_size, seq_len=seq_len, lr=lr, accumulate=accumulate, seed=seed
-    )
-    if (steps is None) == (minutes is None):
-        raise InvalidInputError("say how long to train: give either steps or minutes")
-    if not corpora:
-        raise InvalidInputError("training needs at least one corpus")
+    _check(corpora, steps, minutes, batch_size=batch_size, seq_len=seq_len, lr=lr, accumulate=accumulate, seed=seed)
     _check_losses(objective, losses, _LOSSES)
     if layers not in _LAYERS:
         raise unknown_name("selection of layers", layers, _LAYERS)
@@ -235,13 +229,7 @@ def distil(
     Raises:
         InvalidInputError: An input breaks a law, the folder is occupied, or the loss is no longer finite.
     """
-    check_bounds(
-        steps=steps, minutes=minutes, batch_size=batch_size, seq_len=seq_len, lr=lr, accumulate=accumulate, seed=seed
-    )
-    if (steps is None) == (minutes is None):
-        raise InvalidInputError("say how long to train: give either steps or minutes")
-    if not corpora:
-        raise InvalidInputError("training needs at least one corpus")
+    _check(corpora, steps, minutes, batch_size=batch_size, seq_len=seq_len, lr=lr, accumulate=accumulate, seed=seed)
     _check_losses(None, losses, _MODEL_LOSSES)
 
     from nas.distilling import distil_model
@@ -330,6 +318,15 @@ def _check_chains(space: ChainSpace, teacher: str | None, given: Mapping[str, bo
         raise InvalidInputError(
             f"{space.name!r} holds chains, which learn block by block from a teacher; give one (--teacher DIR_OR_ID)"
         )
+
+
+def _check(corpora: Sequence[str], steps: int | None, minutes: float | None, **numbers: float) -> None:
+    """Checks what every training is asked for."""
+    check_bounds(steps=steps, minutes=minutes, **numbers)
+    if (steps is None) == (minutes is None):
+        raise InvalidInputError("say how long to train: give either --steps or --minutes")
+    if not corpora:
+        raise InvalidInputError("training needs at least one corpus")
 
 
 def _check_losses(objective: str | None, losses: Mapping[str, float] | None, known: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
+from nas.cli.outcome import command_line, print_json, resumable, say, verb
 from nas.cli.train import read_losses
 
 
@@ -39,12 +39,9 @@ def distil(
     Example: nas distil my-model --teacher DIR --corpus text.txt --minutes 30 --out my-better-model
     """
     from nas import api
-    from nas.errors import InvalidInputError
     from nas.progress import choose_progress
 
-    if (steps is None) == (minutes is None):
-        raise InvalidInputError("say how long to train: give either --steps or --minutes")
-    try:
+    with resumable():
         distilled = api.distil(
             model,
             out,
@@ -64,8 +61,6 @@ def distil(
             command=command_line(context),
             progress=choose_progress(quiet=quiet),
         )
-    except KeyboardInterrupt as interruption:
-        raise Interrupted("continue with the same command and --resume") from interruption
     if as_json:
         print_json(distilled.to_dict())
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import Interrupted, print_json, say, verb
+from nas.cli.outcome import print_json, resumable, say, verb
 
 
 @verb
@@ -39,7 +39,7 @@ def exits(
     from nas import api
     from nas.progress import choose_progress
 
-    try:
+    with resumable():
         result = api.exits(
             model,
             task=task,
@@ -59,8 +59,6 @@ def exits(
             resume=resume,
             progress=choose_progress(quiet=quiet),
         )
-    except KeyboardInterrupt as interruption:
-        raise Interrupted("continue with the same command and --resume") from interruption
     if as_json:
         print_json(result.to_dict())
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
+from nas.cli.outcome import command_line, print_json, print_scores, resumable, say, verb
 
 
 @verb
@@ -53,7 +53,7 @@ def finetune(
     from nas import api
     from nas.progress import choose_progress
 
-    try:
+    with resumable():
         found = api.finetune(
             model,
             out,
@@ -80,13 +80,10 @@ def finetune(
             command=command_line(context),
             progress=choose_progress(quiet=quiet),
         )
-    except KeyboardInterrupt as interruption:
-        raise Interrupted("continue with the same command and --resume") from interruption
     scores = {"validation": found.validation.scores} | ({} if found.test is None else {"test": found.test.scores})
     if as_json:
         print_json({"model": str(out), "task": task, "best_step": found.history.best_step, "scores": scores})
         return
-    for split, figures in scores.items():
-        print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print_scores(scores)
     print(f"The task model is in {out}.")
     say(f"Next: nas eval {out} --task {task}; nas measure {out}")

@@ -5,7 +5,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ParamSpec
 
 import typer
@@ -25,6 +26,15 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, with the sentence that says how to go on."""
 
 
+@contextmanager
+def resumable(how: str = "continue with the same command and --resume") -> Iterator[None]:
+    """Tells, where a person interrupts the work within, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        raise Interrupted(how) from interruption
+
+
 def verb(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
     """Makes a typer command of a function that returns its exit code, None being 0, and may raise expected errors."""
 
@@ -38,6 +48,12 @@ def verb(function: Callable[Parameters, int | None]) -> Callable[Parameters, Non
 def print_json(data: dict[str, Any]) -> None:
     """Prints the one object that ``--json`` promises; a number that JSON lacks is an error of ours."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints figures by split, a line each."""
+    for split, figures in scores.items():
+        print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
 
 def command_line(context: typer.Context) -> str:

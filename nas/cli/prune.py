@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
+from nas.cli.outcome import command_line, print_json, print_scores, resumable, say, verb
 
 
 @verb
@@ -55,7 +55,7 @@ def prune(
     from nas import api
     from nas.progress import choose_progress
 
-    try:
+    with resumable():
         found = api.prune(
             model,
             out,
@@ -79,13 +79,10 @@ def prune(
             command=command_line(context),
             progress=choose_progress(quiet=quiet),
         )
-    except KeyboardInterrupt as interruption:
-        raise Interrupted("continue with the same command and --resume") from interruption
     if as_json:
         print_json(found.to_dict())
         return
-    for split, figures in found.scores.items():
-        print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print_scores(found.scores)
     if found.explained is not None:
         print(f"It explains {found.explained:.1%} of its teacher's states on held-out text.")
     print(f"The model is in {out}, {found.sparsity:.1%} of its matrices' weights are zero.")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import Interrupted, command_line, print_json, say, verb
+from nas.cli.outcome import command_line, print_json, print_scores, resumable, say, verb
 
 
 @verb
@@ -50,7 +50,7 @@ def quantize(
     from nas import api
     from nas.progress import choose_progress
 
-    try:
+    with resumable("repeat the command; qat goes on with --resume"):
         found = api.quantize(
             model,
             out,
@@ -71,13 +71,10 @@ def quantize(
             command=command_line(context),
             progress=choose_progress(quiet=quiet),
         )
-    except KeyboardInterrupt as interruption:
-        raise Interrupted("repeat the command; qat goes on with --resume") from interruption
     if as_json:
         print_json(found.to_dict())
         return
-    for split, figures in found.scores.items():
-        print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print_scores(found.scores)
     if found.explained is not None:
         print(f"It explains {found.explained:.1%} of its teacher's states on held-out text.")
     for sentence in found.sentences:

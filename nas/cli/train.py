@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import Interrupted, print_json, say, verb
+from nas.cli.outcome import print_json, resumable, say, verb
 
 
 @verb
@@ -77,12 +77,9 @@ def train(
     Example: nas train --teacher DIR --corpus text.txt --minutes 60 --out my-supernet
     """
     from nas import api
-    from nas.errors import InvalidInputError
     from nas.progress import choose_progress
 
-    if (steps is None) == (minutes is None):
-        raise InvalidInputError("say how long to train: give either --steps or --minutes")
-    try:
+    with resumable():
         folder = api.train(
             out,
             corpora=corpus,
@@ -114,8 +111,6 @@ def train(
             resume=resume,
             progress=choose_progress(quiet=quiet),
         )
-    except KeyboardInterrupt as interruption:
-        raise Interrupted("continue with the same command and --resume") from interruption
     if as_json:
         print_json({"supernet": str(folder)})
         return
