@@ -1,12 +1,13 @@
 """Where a search looks first: architectures that fill the budget, spread over depths and proportions.
 
 Quality grows with size more often than not, so the best architecture within a budget mostly uses nearly all of it.
-What is not known is the proportion: deep and narrow or shallow and wide, much feed-forward or little. So a few shapes
-of each kind that just fit are evaluated first, and the sampler goes on from there. The baseline "most encoder
-parameters that fit" (LiteTransformerSearch, Javaheripi et al., 2022, arXiv 2203.02094) is among them.
+What is not known is the depth and the proportion. So of every depth three shapes that just fit are evaluated first, of
+the proportions that are known to work, and the sampler goes on from there. The baseline "most encoder parameters that
+fit" (LiteTransformerSearch, Javaheripi et al., 2022, arXiv 2203.02094) is among them.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -17,7 +18,9 @@ from search_spaces.cost import encoder_parameters
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space
 
-PER_DEPTH, PER_RECIPE = 3, 6
+#: Feed-forward over hidden size: near what AutoTinyBERT found best (1.6 to 1.9), BERT's own, and wider layers yet.
+PROPORTIONS = (2, 4, 1)
+PER_RECIPE = 6
 MAX_DESIGNS = 24
 _LEVELS = 8
 
@@ -26,7 +29,7 @@ T = TypeVar("T")
 
 
 def budget_filling(space: Space, fits: Fits) -> list[Architecture]:
-    """Shapes that fit and would not if they were larger, up to three for each depth: a wide, a middle, a narrow one.
+    """Shapes that fit and would not if they were larger, up to three for each depth: one for each proportion.
 
     The largest by encoder parameters comes first; then one of each depth, then the second of each, and so on. Chains
     are of some recipes instead of depths, and of every width.
@@ -36,10 +39,9 @@ def budget_filling(space: Space, fits: Fits) -> list[Architecture]:
         fits: Whether an architecture fits; larger ones are taken to fit less.
     """
     if isinstance(space, ChainSpace):
-        designs = _by_turns(filling_chains(space, fits), PER_RECIPE)
+        designs = _by_turns([_spread(group, PER_RECIPE) for group in filling_chains(space, fits)])
     else:
-        depths = _spread(space.dimensions.get("num_layers", space.num_layers), MAX_DESIGNS // PER_DEPTH)
-        designs = _by_turns([_filling(space, depth, fits) for depth in depths], PER_DEPTH)
+        designs = _by_turns([_proportioned(_filling(space, depth, fits)) for depth in _depths(space)])
     largest = max(designs, key=encoder_parameters, default=None)
     return designs if largest is None else [largest, *(shape for shape in designs if shape != largest)]
 
@@ -47,19 +49,38 @@ def budget_filling(space: Space, fits: Fits) -> list[Architecture]:
 def size_spanning(space: Space) -> list[Architecture]:
     """Shapes from the smallest to the largest, three sizes for each depth: where the whole front is asked for."""
     if isinstance(space, ChainSpace):
-        return _by_turns(spanning_chains(space), PER_RECIPE)
+        return _by_turns([_spread(group, PER_RECIPE) for group in spanning_chains(space)])
     found = []
     for level in (_LEVELS // 2, _LEVELS, 0):
-        for depth in _spread(space.dimensions.get("num_layers", space.num_layers), MAX_DESIGNS // PER_DEPTH):
+        for depth in _depths(space):
             values = {name: _at_level(choices, level) for name, choices in space.dimensions.items()}
             found.append(space.build(_of_depth(space, values, depth)))
     return list(dict.fromkeys(found))
 
 
-def _by_turns(groups: Sequence[Sequence[Architecture]], most: int) -> list[Architecture]:
-    """At most so many of each group, spread over it: the first of each, then the second of each, and so on."""
-    turns = itertools.zip_longest(*(_spread(group, most) for group in groups))
+def _by_turns(groups: Sequence[Sequence[Architecture]]) -> list[Architecture]:
+    """The first of each group, then the second of each, and so on."""
+    turns = itertools.zip_longest(*groups)
     return list(dict.fromkeys(shape for shapes in turns for shape in shapes if shape is not None))
+
+
+def _depths(space: SearchSpace) -> list[int]:
+    return _spread(space.dimensions.get("num_layers", space.num_layers), MAX_DESIGNS // len(PROPORTIONS))
+
+
+def _proportioned(shapes: Sequence[Architecture]) -> list[Architecture]:
+    """For each proportion the shape that comes nearest to it."""
+    logs = [math.log(_proportion(shape)) for shape in shapes]
+    places = [
+        min(range(len(shapes)), key=lambda place: abs(logs[place] - math.log(wanted)))
+        for wanted in (PROPORTIONS if shapes else ())
+    ]
+    return [shapes[place] for place in dict.fromkeys(places)]
+
+
+def _proportion(shape: Architecture) -> float:
+    assert shape.bert_layer is not None
+    return shape.bert_layer[1].intermediate_size / shape.hidden_size
 
 
 def _filling(space: SearchSpace, depth: int, fits: Fits) -> list[Architecture]:
@@ -84,7 +105,7 @@ def _grow(space: SearchSpace, depth: int, hidden_size: int, fits: Fits) -> Archi
     values = _last_that(lambda sizes: fits(build(sizes)), together)
     if values is None:
         return None
-    for name, choices in free.items():
+    for name, choices in [*free.items()] * 2:  # embeddings as wide as the hidden size take less than narrower ones
         larger = [{**values, name: choice} for choice in choices[choices.index(values[name]) :]]
         values = _last_that(lambda sizes: fits(build(sizes)), larger) or values
     return build(values)
