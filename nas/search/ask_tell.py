@@ -23,8 +23,15 @@ from analysis.trial import FailedTrial, OverBudgetTrial, Record, Trial
 from nas.errors import InvalidInputError, NasError
 from nas.search.designs import budget_filling, size_spanning
 from nas.search.objective import Candidate, Failure, SearchProblem
-from nas.search.proposers import draws
-from nas.search.samplers import BEGIN_WITH_DESIGNS, check_sampler, distributions, make_proposer, make_sampler
+from nas.search.proposers import Relatives, draws
+from nas.search.samplers import (
+    BEGIN_WITH_DESIGNS,
+    WITH_RELATIVES,
+    check_sampler,
+    distributions,
+    make_proposer,
+    make_sampler,
+)
 from nas.search.store import TrialStore, directions
 from search_spaces.architecture import Architecture
 from search_spaces.precisions import shapes_of
@@ -194,13 +201,22 @@ class AskTell:
     def _sampled(self) -> Suggestion | None:
         """What one of Optuna's samplers suggests where that is new and may fit, else anything that is."""
         while self._num_trailing_over_budget() < MAX_OVER_BUDGET_IN_A_ROW:
-            suggestion = self._new_from_sampler()
+            suggestion = self._relative() or self._new_from_sampler()
             if suggestion is None:
                 break
             if not suggestion.candidate.is_over_budget:
                 return suggestion
             self._finish(suggestion, TrialState.PRUNED, None)
         return self._fallback()
+
+    def _relative(self) -> Suggestion | None:
+        """A relative of the best, where it is the turn of one and there is one."""
+        is_due = (self.num_evaluated + self.num_in_flight) % 2 == 1
+        if not is_due or self._sampler not in WITH_RELATIVES:
+            return None
+        trials = [record for record in self._records if isinstance(record, Trial)]
+        architecture = Relatives(self.problem).propose(trials, self._may_evaluate, self._rng("local"))
+        return None if architecture is None else self._ask_for(architecture)
 
     def _new_from_sampler(self) -> Suggestion | None:
         """The sampler's first suggestion that is new; a relative of its last one where all of them are known."""

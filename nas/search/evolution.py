@@ -9,15 +9,13 @@ from analysis.pareto import by_rank
 from analysis.trial import Trial
 from nas.errors import InfeasibleBudgetError, InvalidInputError
 from nas.search.objective import SearchProblem
-from nas.search.proposers import MAX_DRAWS, MAX_ENUMERATED, MayEvaluate, draws
+from nas.search.proposers import BAND, MAX_DRAWS, MAX_ENUMERATED, MayEvaluate, draws
 from search_spaces.architecture import Architecture
 from search_spaces.precisions import AnySpace
 from search_spaces.space import SearchSpace
 
 POPULATION = 25
 FRESH_SHARE = 0.5
-#: Shares of the latency budget between which candidates are kept, as in the published search code.
-BAND = (0.85, 1.1)
 
 
 class FastRule:

@@ -9,12 +9,17 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from analysis.pareto import non_dominated
 from analysis.trial import Trial
+from nas.search.objective import SearchProblem
 from search_spaces.architecture import Architecture
 from search_spaces.precisions import AnySpace
 
 MAX_DRAWS = 2000
+MAX_MUTATIONS = 64
 MAX_ENUMERATED = 20_000
+#: Shares of the latency budget between which AutoTinyBERT's published search code keeps its candidates.
+BAND = (0.85, 1.1)
 
 MayEvaluate = Callable[[Architecture], bool]
 
@@ -41,6 +46,38 @@ class Listed:
     def propose(self, trials: Sequence[Trial], may_evaluate: MayEvaluate, rng: random.Random) -> Architecture | None:
         """The first that may be evaluated."""
         return next(filter(may_evaluate, self._architectures), None)
+
+
+class Relatives:
+    """Proposes mutants of what was best so far: local search (White et al., 2020, arXiv 2005.02960).
+
+    Within budgets the parent is the best of those that are expected to keep to them; so is the child, and where one of
+    them is of time it takes most of that (:data:`BAND`). Without any, the parent is drawn from the Pareto front.
+
+    Args:
+        problem: What is searched.
+    """
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+
+    def propose(self, trials: Sequence[Trial], may_evaluate: MayEvaluate, rng: random.Random) -> Architecture | None:
+        """A new mutant, or None where there is no parent, or many draws found no new one."""
+        parents = self._parents(trials)
+        for _ in range(MAX_MUTATIONS if parents else 0):
+            child = self._problem.space.mutate(rng.choice(parents).architecture, rng)
+            use = self._problem.use(child)
+            fills = use is None or use >= BAND[0]
+            if fills and may_evaluate(child) and self._problem.is_expected_within(child):
+                return child
+        return None
+
+    def _parents(self, trials: Sequence[Trial]) -> list[Trial]:
+        within = [trial for trial in trials if self._problem.is_expected_within(trial.architecture)]
+        if self._problem.is_bounded:
+            return sorted(within, key=lambda trial: -trial.quality)[:1]
+        points = [(trial.quality, *(latency.p50_s for latency in trial.latencies)) for trial in within]
+        return [within[index] for index in non_dominated(points)]
 
 
 def draws(space: AnySpace, rng: random.Random) -> Iterator[Architecture]:

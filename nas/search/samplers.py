@@ -9,7 +9,8 @@ uninterrupted one would have.
 random           uniform draws
 evolution        AutoTinyBERT's: mutation within a band around the latency budget
 evolution-fast   the same within the proportions that AutoTinyBERT found best
-nsga2, tpe, gp   Optuna's, which begin with architectures that fill the budget
+nsga2, tpe, gp   Optuna's, which begin with architectures that fill the budget; ``tpe``, the default, takes every second
+                 turn for a relative of the best
 most-parameters  no search at all: the largest encoders that fit
 w-pca            none either: the highest scores of a proxy that needs a forward pass on random weights
 assembly         NAS-BERT's: the best of all chains that a supernet's blocks assemble to, by sums of their losses
@@ -103,6 +104,8 @@ SAMPLERS = (*OPTUNA, *PROPOSERS)
 #: Those that learn from what is evaluated and so begin with :mod:`nas.search.designs`; the others are what they are
 #: published as.
 BEGIN_WITH_DESIGNS = ("nsga2", "tpe", "gp")
+#: The default: it looks at the whole front, so that beside it somebody has to look closely at the best.
+WITH_RELATIVES = ("tpe",)
 
 
 def check_sampler(name: str) -> None:

@@ -9,7 +9,8 @@ from search_fakes import SPACE, predict_all, problem
 from analysis.pareto import non_dominated
 from analysis.trial import Trial
 from nas.errors import InfeasibleBudgetError, InvalidInputError
-from nas.search.evolution import BAND, POPULATION, Evolution, FastRule
+from nas.search.evolution import POPULATION, Evolution, FastRule
+from nas.search.proposers import BAND
 from search_spaces.presets import load_space
 from search_spaces.space import SearchSpace
 
