@@ -19,6 +19,10 @@ def rank(
     teacher: str | None = None,
     corpora: Sequence[str] = (),
     task: str | None = None,
+    kind: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
     num_subnets: int = 15,
     band: tuple[float, float] | None = None,
     steps: int | None = None,
@@ -39,6 +43,10 @@ def rank(
         teacher: Folder or hub id of the teacher that the supernet learned from.
         corpora: Texts that each subnet is trained on.
         task: File or hub id of a labelled task, in place of teacher and corpora: subnets are fine-tuned on it.
+        kind: classification, regression or tagging, where the task's labels leave a doubt.
+        text: Column of the task's text, or of its words.
+        text_pair: Column of the second text.
+        label: Column of the labels.
         num_subnets: How many subnets, 5 to 1000.
         band: Only subnets of so many million encoder parameters, from and to; None for all sizes.
         steps: Optimiser steps of each subnet; with a task 120 where None.
@@ -58,6 +66,7 @@ def rank(
         raise InvalidInputError("a ranking is gone on with in its own folder; leave out, or resume, away")
     from nas.search import ranking
     from nas.search.rank_request import RankRequest
+    from supernet.task_spec import TaskOptions
 
     said_command = command or "nas.rank(...)"
     with ended(progress) as said:
@@ -70,6 +79,7 @@ def rank(
             teacher=teacher,
             corpora=tuple(corpora),
             task=task,
+            task_options=TaskOptions(kind, text, text_pair, label),  # type: ignore[arg-type]  # checked by TaskOptions
             steps=steps,
             minutes=minutes,
             batch_size=batch_size,

@@ -26,8 +26,15 @@ def rank(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="File or hub id with text (or text pair) and label: judge by accuracy after fine-tuning."),
+        typer.Option(
+            help="File or hub id with text (or text pair) and label, or words and tags: judge by a figure on it after "
+            "fine-tuning."
+        ),
     ] = None,
+    kind: options.Kind = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
     num_subnets: Annotated[int, typer.Option(help="How many subnets to train alone.")] = 15,
     band: Annotated[
         str | None, typer.Option(help="Only subnets of so many million encoder parameters, such as 1.2,2.2.")
@@ -66,6 +73,10 @@ def rank(
             teacher=teacher,
             corpora=corpus or (),
             task=task,
+            kind=kind,
+            text=text,
+            text_pair=text_pair,
+            label=label,
             num_subnets=num_subnets,
             band=None if band is None else options.band_of("--band", band),
             steps=steps,

@@ -101,7 +101,7 @@ class FineTuned:
         self._loaded = loaded
         self._config = usual if request.steps is None else replace(usual, steps=request.steps)
         tokenizer = load_tokenizer(str(loaded.tokenizer_dir), loaded.text)
-        self._task = task_to_adapt(request.task, tokenizer, loaded.text, usual)
+        self._task = task_to_adapt(request.task, tokenizer, loaded.text, usual, request.task_options)
         self._usual = usual
         self.name = f"{quality_name(self._task.spec)} after fine-tuning alone"
 

@@ -1,7 +1,7 @@
 """What a ranking is asked, and which subnets it looks at."""
 
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from nas.errors import InvalidInputError
 from search_spaces.architecture import Architecture
 from search_spaces.cost import encoder_parameters
 from search_spaces.spaces import Space
+from supernet.task_spec import TaskOptions
 
 NUM_DRAWN = 20_000
 DRAWN_PER_SUBNET = 40
@@ -26,6 +27,7 @@ class RankRequest:
         teacher: Folder or hub id of the teacher that the supernet learned from; None with a task.
         corpora: Texts to train on; empty with a task.
         task: File or hub id of a labelled task; None to train alone by distillation.
+        task_options: What is named of the task rather than found.
         steps: Optimiser steps of each subnet; None where minutes bound them.
         minutes: Minutes of each subnet; None where steps bound them.
         batch_size: Texts a batch.
@@ -40,6 +42,7 @@ class RankRequest:
     teacher: str | None = None
     corpora: tuple[str, ...] = ()
     task: str | None = None
+    task_options: TaskOptions = field(default_factory=TaskOptions)
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 32
@@ -65,6 +68,8 @@ class RankRequest:
         if self.band is not None and not 0 <= self.band[0] < self.band[1]:
             raise InvalidInputError(f"a band must rise, such as 1.2 to 2.2 million parameters, got {self.band}")
         if self.task is None:
+            if self.task_options != TaskOptions():
+                raise InvalidInputError("a kind and columns are those of a task; add --task")
             self._check_distillation()
         elif self.teacher is not None or self.corpora or self.minutes is not None:
             raise InvalidInputError(
@@ -97,6 +102,7 @@ class RankRequest:
                 "supernet": None if supernet is None else Path(str(supernet)),
                 "band": None if band is None else tuple(band),
                 "corpora": tuple(data["corpora"]),
+                "task_options": TaskOptions.from_dict(data["task_options"]),
             }
         )
         request.check()

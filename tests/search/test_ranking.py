@@ -18,6 +18,7 @@ from nas.search.ranking import DATA, INHERITED, PAGE, PARAMETERS, rank, resume, 
 from search_spaces.cost import encoder_parameters
 from search_spaces.presets import load_space
 from search_spaces.space import SearchSpace
+from supernet.task_spec import TaskOptions
 from supernet.train import train
 from supernet.trainer import TrainingConfig
 
@@ -103,9 +104,28 @@ def test_a_task_makes_accuracy_the_truth(trained, paragraphs, tmp_path):
         assert "teacher agreement" in row
 
 
+def test_numbers_in_a_column_that_is_named_are_ranked_by_too(trained, paragraphs, tmp_path):
+    texts = [paragraph[:80] for paragraph in paragraphs[:60]]
+    table = pd.DataFrame({"text": texts, "words": [len(text.split()) / 4 + 0.1 for text in texts]})
+    table.to_csv(tmp_path / "task.csv", index=False)
+    asked = RankRequest(
+        supernet=trained,
+        task=str(tmp_path / "task.csv"),
+        task_options=TaskOptions(label="words"),
+        num_subnets=5,
+        steps=2,
+        batch_size=8,
+        seq_len=16,
+    )
+    assert RankRequest.from_dict(json.loads(json.dumps(asked.to_dict()))).task_options == asked.task_options
+    result = ranked(asked, tmp_path / "r")
+    assert (result.truth_name, len(result.rows)) == ("task pearson after fine-tuning alone", 5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"task_options": TaskOptions(label="words")}, "a kind and columns are those of a task; add --task"),
         ({"teacher": None}, "give --teacher and --corpus, or --task"),
         ({"steps": None}, "either --steps or --minutes"),
         ({"minutes": 1.0}, "either --steps or --minutes"),
