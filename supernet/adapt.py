@@ -243,7 +243,7 @@ def _standardised(labels: Tensor, task: Task) -> Tensor:
 
 
 class _Order:
-    """Every text once, in random order, before any comes again."""
+    """Texts in random order, all of them again and again; a function of the seed."""
 
     def __init__(self, num_texts: int, config: AdaptConfig) -> None:
         self._num_texts, self._batch_size = num_texts, config.batch_size
