@@ -103,6 +103,22 @@ class AdaptedTask:
                     answers[index] = one if positions is None else one[: len(positions[index])]
         return score(self.spec, answers, self.validation.labels)[metrics_of(self.spec)[0]]
 
+    def layer_logits(self, architecture: Architecture, *, batch_size: int = 64) -> Tensor:
+        """What the head makes of the states behind every layer of a subnet: (N, M, C), in the order of the texts.
+
+        Raises:
+            InvalidInputError: The architecture is not of the supernet's space.
+        """
+        self.supernet.check_member(architecture)
+        order, found = [], []
+        with torch.inference_mode():
+            for batch in self.validation.batches(batch_size):
+                ids = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+                layers = self.supernet(architecture, *ids).hidden
+                found.append(torch.stack([_read(self.head, hidden, batch, self.pooling) for hidden in layers]))
+                order.append(batch.indices)
+        return torch.cat(found, 1)[:, torch.cat(order).argsort()]
+
 
 def quality_name(spec: TaskSpec) -> str:
     """What the figure is called that subnets are judged by on a task."""
@@ -170,6 +186,7 @@ def adapt(
     config: AdaptConfig,
     *,
     space: Space | None = None,
+    every_layer: bool = False,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Trains all subnets on a task's labels together and writes the adapted folder, whole or not at all.
@@ -183,6 +200,8 @@ def adapt(
         folder: Where the adapted supernet goes.
         config: How long and how fast.
         space: The part of the supernet's space that will be searched; all of it if None.
+        every_layer: Whether the head learns to answer behind every layer of a subnet, for models with exits; later
+            layers count in proportion to their place (PABEE, Zhou et al., 2020, arXiv 2006.04152).
         on_step: Called after each step with its number and mean loss.
 
     Raises:
@@ -219,9 +238,13 @@ def adapt(
         total = 0.0
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             for architecture in subnets:
-                hidden = supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden[-1]
-                logits = _read(head, hidden, batch, pooling)
-                loss = label_loss(task.spec.kind, logits, labels) / len(subnets)
+                hidden = supernet(architecture, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden
+                read = [(1.0, hidden[-1])] if not every_layer else list(enumerate(hidden, 1))
+                losses = [
+                    weight * label_loss(task.spec.kind, _read(head, states, batch, pooling), labels)
+                    for weight, states in read
+                ]
+                loss = torch.stack(losses).sum() / sum(weight for weight, _ in read) / len(subnets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         if not math.isfinite(total):
