@@ -1,6 +1,7 @@
 """From what a search found to its report: the facts of the run folder put into words."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nas.errors import InvalidInputError
@@ -31,13 +32,37 @@ def write_run_report(result: "SearchResult", *, pictures: bool = True) -> "Repor
         chosen=None if chosen is None else chosen.trial,
         closest=None if closest is None else closest.trial,
         standings=[] if model is None else result.standings(model),
-        remark="" if chosen is None else loading_remark(chosen.trial.architecture),
+        remark=" ".join(_remarks(result)),
         predictions=[result.predictions(place) for place in range(len(result.goals))],
         front_keys=[[model.key for model in front] for front in result.fronts],
         how=_how(run, facts, result),
         commands=[str(command) for command in facts.get("commands", [])] + next_commands(result),
     )
     return write_report(run.path, result.trials, said, pictures=pictures)
+
+
+def _remarks(result: "SearchResult") -> list[str]:
+    """What else to know of the chosen model."""
+    loading = "" if result.chosen is None else loading_remark(result.chosen.trial.architecture)
+    exits = [] if result.exits is None else exit_sentences(result.exits)
+    return [*([loading] if loading else []), *exits]
+
+
+def exit_sentences(told: Mapping[str, Any]) -> list[str]:
+    """What a model with exits does and takes, both latencies, in sentences."""
+    latencies = " and ".join(
+        f"{told[f'{bound}_ms']:.2f} ms {words}" + (", which the budget binds" if told["bound"] == bound else "")
+        for bound, words in (("expected", "as expected"), ("worst", "at worst"))
+    )
+    shares = ", ".join(f"{share:.0%}" for share in told["shares"])
+    return [
+        f"With exits at a confidence of {told['confidence']:.4g} a text of {told['seq_len']} tokens takes {latencies}; "
+        f"without exits {told['without_exits_ms']:.2f} ms (all measured).",
+        f"On the {told['split']} split accuracy is {told['accuracy']:.4f}, {told['accuracy_whole']:.4f} where nothing "
+        f"stops; texts take {told['layers']:.2f} of {told['num_exits']} layers on average and leave behind layers 1 to "
+        f"{told['num_exits']}: {shares}.",
+        f"The model with exits is in {told['folder']}.",
+    ]
 
 
 def loading_remark(architecture: "Architecture") -> str:
@@ -63,6 +88,9 @@ def next_commands(result: "SearchResult") -> list[str]:
         return [f"nas search --resume {run}"] if not result.is_finished else [f"nas front {run}"]
     if result.chosen is None:
         return [f"nas export {run} --out my-model --pick fastest"]
+    if result.exits is not None:
+        folder = result.exits["folder"]
+        return [f"nas predict {folder} < texts", f"nas measure {folder} --exits {result.exits['bound']}"]
     return [f"nas export {run} --out my-model", *_measure_commands(result)]
 
 

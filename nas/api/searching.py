@@ -132,6 +132,7 @@ def search(
     task: str | None = None,
     teacher: str | None = None,
     epochs: float | None = None,
+    exits: str | None = None,
     kind: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
@@ -176,6 +177,8 @@ def search(
         teacher: Task model that teaches the chosen one: a folder or hub id; None fine-tunes the supernet's largest
             subnet before.
         epochs: Of the chosen model's fine-tuning; 4 where None.
+        exits: ``expected`` or ``worst``: the model leaves early where it is sure enough, and the budget binds its mean
+            latency over the task's texts, or that of a text that goes through all layers.
         kind: classification, regression or tagging, where the task's labels leave a doubt.
         text: Column of the task's text, or of its words.
         text_pair: Column of the second text.
@@ -207,6 +210,7 @@ def search(
     folder = Path(resume or out or fresh_path())
 
     from nas.finish.after_search import check_task, learn_task, write_untaught
+    from nas.finish.exits_after_search import time_exits
     from nas.search.pipeline import search as run_search
     from nas.search.request import SearchRequest, goal_requests
     from supernet.task_spec import TaskOptions
@@ -242,6 +246,7 @@ def search(
         task=task,
         teacher=teacher,
         epochs=epochs,
+        exits=exits,
         task_options=TaskOptions(kind, text, text_pair, label),  # type: ignore[arg-type]  # checked by TaskOptions
         run_dir=folder,
         storage=storage,
@@ -251,7 +256,8 @@ def search(
         if resume is None:
             request.check()
             check_task(request)
-        result = run_search(request, said, command=command or "nas.search(...)", write_task_model=write_untaught)
+        written = command or "nas.search(...)"
+        result = run_search(request, said, command=written, write_task_model=write_untaught, time_exits=time_exits)
         result = learn_task(result, said)
         _report(result, said)
     return result

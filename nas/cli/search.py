@@ -82,6 +82,13 @@ def search(
         typer.Option(help="Model fine-tuned on --task to teach the chosen one; by default one made of the supernet."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs in which the chosen model learns --task; 4.")] = None,
+    exits: Annotated[
+        str | None,
+        typer.Option(
+            help="expected or worst: search models that leave early where they are sure, and which of their latencies "
+            "the budget binds."
+        ),
+    ] = None,
     kind: options.Kind = None,
     text: options.Text = None,
     text_pair: options.TextPair = None,
@@ -135,6 +142,7 @@ def search(
             task=task,
             teacher=teacher,
             epochs=epochs,
+            exits=exits,
             kind=kind,
             text=text,
             text_pair=text_pair,

@@ -10,7 +10,7 @@ from analysis.goal import Goal, worst
 from analysis.latency import Latency
 from analysis.table import shape
 from nas.cli.outcome import say
-from nas.reporting import loading_remark, next_commands
+from nas.reporting import exit_sentences, loading_remark, next_commands
 from nas.search.outcome import HEAD, NOTE, PAGE, rows_of
 from nas.search.result import FoundModel, SearchResult
 
@@ -30,6 +30,9 @@ def print_result(result: SearchResult) -> None:
         print_chosen(result.chosen, result)
     if result.task_model is not None:
         console().print(_learnt(result.task_model), markup=False, soft_wrap=True)
+    if result.exits is not None:
+        for line in exit_sentences(result.exits):
+            console().print(f"  {line}", markup=False, soft_wrap=True)
     for sentence in verdict(result):
         say(sentence)
     for command in next_commands(result):

@@ -19,6 +19,7 @@ from nas.export.card import CardFacts, ExportReport, write_card
 from nas.export.export import export_model
 from nas.finish.distillation import label_order
 from nas.finish.evaluation import OnnxRun, evaluate
+from nas.finish.exits_after_search import add_exits
 from nas.finish.finetune import FinetuneConfig, Finetuned, finetune, unfinished
 from nas.finish.heads import new_head
 from nas.finish.model import TaskModel, load_model, load_task_model, save_task_model
@@ -105,6 +106,12 @@ def learn_task(result: SearchResult, progress: Progress) -> SearchResult:
         if taught.exists():
             shutil.rmtree(run.model_dir, ignore_errors=True)
             taught.rename(run.model_dir)
+        if request.exits is not None:
+            told = _told(run.model_dir, teacher)
+            exits, latency = add_exits(run, request, result.goals[0], progress)
+            concluded = _with_exits(conclusion, result, latency)
+            run.update(conclusion=concluded.to_dict(), task_model=told, exits=exits)
+            return load_result(run)
         latencies = _measured(run.model_dir, request, result, progress)
         told = _told(run.model_dir, teacher)
         if result.chosen.precision == "int8":
@@ -202,6 +209,16 @@ def _concluded(
     size = max((model_dir / model_file(latency.conditions)).stat().st_size for latency in known)
     state = overall(standings(result.goals, result.limits, known, size))
     found = replace(before, measured={**before.measured, key: latencies}, sizes={**before.sizes, key: size})
+    if state == "meets":
+        return found
+    return replace(found, exit_code=3 if state == "exceeds" else 5, chosen=None, closest=key)
+
+
+def _with_exits(before: Conclusion, result: SearchResult, latency: Latency) -> Conclusion:
+    """The conclusion with the latency that the budget binds; chosen no more where it is not shown to be kept."""
+    assert result.chosen is not None
+    key, state = result.chosen.key, result.goals[0].judge(latency)
+    found = replace(before, measured={**before.measured, key: (latency,)})
     if state == "meets":
         return found
     return replace(found, exit_code=3 if state == "exceeds" else 5, chosen=None, closest=key)

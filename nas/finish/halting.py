@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.calibration import fit_temperature as fit_temperature
+from analysis.calibration import softmax as softmax
 from nas.errors import InvalidInputError
 
 #: How far an inequality must hold beyond equality. At equality itself both rules of DACT fail: the leader may end in a
@@ -244,37 +246,6 @@ def replay(
         ends = (passed == 0) & (look.stops if halts and left else left == 0)
         probabilities[ends], passed[ends] = look.probabilities[ends], place + 1
     return probabilities, passed
-
-
-def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
-    """The temperature, from 0.05 to 20, that gives held-out labels the highest likelihood.
-
-    The likelihood is concave in one over the temperature, so thirds of the interval can be dropped until it is small.
-
-    Args:
-        logits: Of one exit, (B, C).
-        labels: Shape (B,).
-    """
-    scores = logits.astype(np.float64)
-
-    def loss(inverse: float) -> float:
-        scaled = scores * inverse
-        top = scaled.max(1)
-        return float(
-            (np.log(np.exp(scaled - top[:, None]).sum(1)) + top - scaled[np.arange(len(labels)), labels]).mean()
-        )
-
-    low, high = 0.05, 20.0
-    for _ in range(60):
-        first, second = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, second) if loss(first) < loss(second) else (first, high)
-    return 2 / (low + high)
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities of the last axis."""
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return cast(Floats, raised / raised.sum(-1, keepdims=True))
 
 
 def sigmoid(values: Floats) -> Floats:

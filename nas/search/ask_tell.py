@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from analysis.trial import FailedTrial, OverBudgetTrial, Record, Trial
 from nas.errors import InvalidInputError, NasError
 from nas.search.designs import budget_filling, size_spanning
-from nas.search.objective import Candidate, Failure, SearchProblem
+from nas.search.objective import Candidate, Failure, Judged, SearchProblem
 from nas.search.proposers import Relatives, draws
 from nas.search.samplers import (
     BEGIN_WITH_DESIGNS,
@@ -98,6 +98,9 @@ class AskTell:
         self._distributions = distributions(problem.space)
         self._study = _working_copy(problem, store)
         self._records = store.records()
+        for record in self._records:
+            if isinstance(record, Trial):
+                problem.learn(record.architecture, record.latencies)
         self._seen = {record.architecture for record in self._records}
         self._in_flight: set[Architecture] = set()
         self._is_exhausted = False
@@ -136,7 +139,7 @@ class AskTell:
         self._in_flight.add(suggestion.architecture)
         return suggestion
 
-    def tell(self, suggestion: Suggestion, outcome: float | Failure) -> Record:
+    def tell(self, suggestion: Suggestion, outcome: float | Judged | Failure) -> Record:
         """Records what came of a suggestion, durably.
 
         Raises:
@@ -150,13 +153,20 @@ class AskTell:
             record = self._finish(suggestion, TrialState.FAIL, None)
         else:
             latencies = suggestion.candidate.latencies
-            values = [outcome, *(1e3 * latency.p50_s for latency in latencies)]
+            if isinstance(outcome, Judged):
+                latencies = outcome.latencies
+                self.problem.learn(suggestion.architecture, latencies)
+                trial.set_user_attr("latencies", [latency.to_dict() for latency in latencies])
+            quality = outcome.quality if isinstance(outcome, Judged) else outcome
+            values = [quality, *(1e3 * latency.p50_s for latency in latencies)]
             record = self._finish(suggestion, TrialState.COMPLETE, values)
         self._in_flight.discard(suggestion.architecture)
         self._check_hope(record)
         return record
 
     def _finish(self, suggestion: Suggestion, state: TrialState, values: list[float] | None) -> Record:
+        if self.problem.is_revised:
+            self._constrain(suggestion.trial, self.problem.candidate(suggestion.architecture))
         frozen = self._study.tell(suggestion.trial, values, state)
         record = self.store.add(frozen)
         self._records.append(record)
@@ -259,9 +269,14 @@ class AskTell:
         trial.set_user_attr("num_parameters", candidate.num_parameters)
         trial.set_user_attr("num_macs", candidate.num_macs)
         trial.set_user_attr("latencies", [latency.to_dict() for latency in candidate.latencies])
+        if not self.problem.is_revised:
+            self._constrain(trial, candidate)
+        return Suggestion(candidate, trial)
+
+    def _constrain(self, trial: optuna.Trial, candidate: Candidate) -> None:
+        """Has a trial hold by how much it is beyond the budgets; Optuna takes that once."""
         for name, excess in self.problem.constraints(candidate).items():
             trial.set_constraint(name, excess)
-        return Suggestion(candidate, trial)
 
     def _num_trailing_over_budget(self) -> int:
         return sum(1 for _ in takewhile(lambda r: isinstance(r, OverBudgetTrial), reversed(self._records)))

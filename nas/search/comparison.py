@@ -15,7 +15,7 @@ from analysis.pareto import Point, hypervolume, quality_and_latency, reference_p
 from analysis.trial import OverBudgetTrial, Record, Trial
 from nas.progress import Progress
 from nas.search.ask_tell import EVALUATE_S, SUGGEST_S
-from nas.search.objective import Evaluator, SearchProblem
+from nas.search.objective import Evaluator, Judged, SearchProblem
 from nas.search.optuna_engine import run_in_process
 from nas.search.outcome import HEAD, NOTE, PAGE, SamplerOutcome, rows_of
 from nas.search.store import TrialStore
@@ -155,13 +155,13 @@ class _Shared:
     def __init__(self, problem: SearchProblem) -> None:
         self._make = problem.make_evaluator
         self._evaluator: Evaluator | None = None
-        self._known: dict[Architecture, float] = {}
+        self._known: dict[Architecture, float | Judged] = {}
 
     def learn(self, records: Sequence[Record]) -> None:
         """Takes over what was evaluated before."""
         self._known |= {record.architecture: record.quality for record in records if isinstance(record, Trial)}
 
-    def __call__(self, architecture: Architecture) -> float:
+    def __call__(self, architecture: Architecture) -> float | Judged:
         if architecture not in self._known:
             self._evaluator = self._evaluator or self._make()
             self._known[architecture] = self._evaluator(architecture)

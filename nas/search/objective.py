@@ -17,7 +17,7 @@ from search_spaces.space import SearchSpace
 
 MAX_GOALS = 8
 
-Evaluator = Callable[[Architecture], float]
+Evaluator = Callable[[Architecture], "float | Judged"]
 EvaluatorFactory = Callable[[], Evaluator]
 Proxy = Callable[[Architecture], float]
 
@@ -40,6 +40,19 @@ class Candidate:
     num_parameters: int
     num_macs: int
     is_over_budget: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an evaluator found where latencies depend on what it sees, as those of models with exits do.
+
+    Attributes:
+        quality: Larger is better.
+        latencies: One for each goal.
+    """
+
+    quality: float
+    latencies: tuple[Latency, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class SearchProblem:
         proxies: Makes, by name, what scores an architecture without its quality; for samplers that search by one.
         assembled: What the sampler ``assembly`` names, in order.
         listed: What alone may be evaluated, whichever sampler is asked; empty where the whole space may be.
+        is_revised: Whether evaluators find latencies too, see :class:`Judged`.
     """
 
     space: AnySpace
@@ -81,6 +95,7 @@ class SearchProblem:
     proxies: Mapping[str, Callable[[], Proxy]] = field(default_factory=dict)
     assembled: tuple[Architecture, ...] = ()
     listed: tuple[Architecture, ...] = ()
+    is_revised: bool = False
     _known: dict[Architecture, Candidate] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +123,11 @@ class SearchProblem:
             )
             self._known[architecture] = found
         return found
+
+    def learn(self, architecture: Architecture, latencies: tuple[Latency, ...]) -> Candidate:
+        """Takes over the latencies that an evaluation found in place of those that were expected before it."""
+        self._known[architecture] = replace(self.candidate(architecture), latencies=latencies)
+        return self._known[architecture]
 
     def constraints(self, candidate: Candidate) -> dict[str, float]:
         """By how much the expected latencies and the size are beyond what is allowed, by name; 0 or less is within."""
@@ -192,12 +212,13 @@ class SearchProblem:
         return None
 
 
-def evaluate(evaluator: Evaluator, architecture: Architecture) -> float | Failure:
+def evaluate(evaluator: Evaluator, architecture: Architecture) -> float | Judged | Failure:
     """Asks an evaluator; what it raises, and anything but a finite number, becomes a :class:`Failure`."""
     try:
-        quality = float(evaluator(architecture))
+        found = evaluator(architecture)
+        quality = found.quality if isinstance(found, Judged) else float(found)
     except Exception as error:
         return Failure("quality", f"{type(error).__name__}: {error}".strip()[:MAX_REASON])
     if not math.isfinite(quality):
         return Failure("quality", f"the evaluator gave {quality}, which is no quality")
-    return quality
+    return found if isinstance(found, Judged) else quality

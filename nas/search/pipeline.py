@@ -1,6 +1,7 @@
 """The main job, end to end: supernet, predictors, search, finalists, and a model that is shown to meet its budgets."""
 
 import functools
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import optuna
 
 from analysis.goal import Goal
 from analysis.latency import Latency
-from analysis.trial import OverBudgetTrial, Record, Trial
+from analysis.trial import Record, Trial
 from nas.devices.carried import CarriedProfile
 from nas.devices.resolve import resolve
 from nas.devices.target import RUNTIMES
@@ -20,7 +21,10 @@ from nas.errors import InvalidInputError, NasError
 from nas.export.card import write_card
 from nas.progress import Progress
 from nas.rundir import RunDir
+from nas.search.best import BestSoFar
 from nas.search.conclusion import Conclusion
+from nas.search.exit_finals import TimeTaskExits, decide_exits, exit_timer
+from nas.search.exit_policy import EXIT_QUALITY, exit_judge, prefix_space
 from nas.search.exporter import Exporter, WriteTaskModel
 from nas.search.finalists import Finals
 from nas.search.objective import EvaluatorFactory, SearchProblem
@@ -30,7 +34,7 @@ from nas.search.prepared import Prepared
 from nas.search.request import SearchRequest
 from nas.search.result import SearchResult, assemble, kept_goals, load_result
 from nas.search.sizes import model_file
-from nas.search.steering import num_evaluations, problem_for
+from nas.search.steering import num_evaluations, prefix_latencies, problem_for
 from nas.search.store import TrialStore
 from search_spaces.precisions import shapes_of
 from search_spaces.space import SearchSpace
@@ -40,9 +44,16 @@ if TYPE_CHECKING:
 
 INT8_SECONDS = 2.0
 
+OfTasks = tuple[WriteTaskModel | None, TimeTaskExits | None]
+
 
 def search(
-    request: SearchRequest, progress: Progress, *, command: str, write_task_model: WriteTaskModel | None = None
+    request: SearchRequest,
+    progress: Progress,
+    *,
+    command: str,
+    write_task_model: WriteTaskModel | None = None,
+    time_exits: TimeTaskExits | None = None,
 ) -> SearchResult:
     """Searches, exports the best model that meets every budget and limit, and shows that it does.
 
@@ -51,6 +62,7 @@ def search(
         progress: What is told about it.
         command: The command that asks for it, which the run folder keeps.
         write_task_model: How a model is written where there is a task; None writes its encoder alone.
+        time_exits: How the layers of a model with exits are timed; needed where those are searched.
 
     Returns:
         What was found; its exit code is 0, 3 (nothing fits) or 5 (the measurements do not decide).
@@ -63,7 +75,7 @@ def search(
     """
     with _quiet_optuna():
         if request.resume is not None:
-            return _resume(request.resume, request.num_evaluations, progress, command, write_task_model)
+            return _resume(request.resume, request.num_evaluations, progress, command, (write_task_model, time_exits))
         request.check()
         prepared = Prepared.of(request)
         run = RunDir.create(
@@ -77,11 +89,11 @@ def search(
             },
         )
         with run.locked():
-            return _Search(request, prepared, run, progress, write_task_model).run()
+            return _Search(request, prepared, run, progress, (write_task_model, time_exits)).run()
 
 
 def _resume(
-    folder: Path, num_evaluations: int | None, progress: Progress, command: str, write_task_model: WriteTaskModel | None
+    folder: Path, num_evaluations: int | None, progress: Progress, command: str, of_tasks: OfTasks
 ) -> SearchResult:
     run = RunDir.open(folder)
     with run.locked():
@@ -106,7 +118,7 @@ def _resume(
                 f"the supernet of {folder} changed since it began ({facts.get('supernet')!r}, now "
                 f"{prepared.loaded.digest!r}); start a new search"
             )
-        return _Search(request, prepared, run, progress, write_task_model).run()
+        return _Search(request, prepared, run, progress, of_tasks).run()
 
 
 @contextmanager
@@ -129,14 +141,15 @@ class _Search:
         prepared: Prepared,
         run: RunDir,
         progress: Progress,
-        write_task_model: WriteTaskModel | None = None,
+        of_tasks: OfTasks = (None, None),
     ) -> None:
         self.request, self.run_dir, self.progress = request, run, progress
         self.goals, self.devices, self.targets = prepared.goals, prepared.devices, prepared.targets
         self.loaded, self.shapes = prepared.loaded, shapes_of(prepared.space)
         self.prepared = prepared
         self.num_evaluations = num_evaluations(request, prepared.samplers)
-        self.exporter = Exporter(run, request, prepared.loaded, request.command, write_task_model)
+        self.exporter = Exporter(run, request, prepared.loaded, request.command, of_tasks[0])
+        self.time_exits = of_tasks[1]
 
     def run(self) -> SearchResult:
         for note in self.prepared.notes:
@@ -146,7 +159,7 @@ class _Search:
             for place in range(len(self.goals))
         ]
         tails = self._tails(predictors)
-        factory, quality_name = self._quality()
+        factory, quality_name = self._quality(predictors)
         self.run_dir.update(quality_name=quality_name)
         problem = problem_for(self.request, self.prepared, predictors, tails, factory, self.progress)
         with self._store(problem, quality_name) as store:
@@ -159,11 +172,19 @@ class _Search:
         if not trials:
             raise NasError("no architecture could be evaluated, so there is nothing to choose from")
         limits, text = self.request.limits, self.loaded.text
-        finals = Finals(self.goals, limits, self.targets, text, self._export, self.progress, tails, self.prepared.timed)
-        conclusion = finals.decide(trials, self.run_dir.model_dir)
+        if self.request.exits is None:
+            tools = (self._export, self.progress, tails, self.prepared.timed)
+            conclusion = Finals(self.goals, limits, self.targets, text, *tools).decide(trials, self.run_dir.model_dir)
+        else:
+            timed = exit_timer(self.time_exits, self._adapted(), self.loaded.tokenizer_dir, self.goals[0])
+            conclusion = decide_exits(trials, factory(), self.goals[0], timed, self.progress)
         if conclusion.chosen is not None:
             chosen = next(trial for trial in trials if trial.key == conclusion.chosen)
-            self._finish_card(chosen, conclusion)
+            if self.request.exits is None:
+                self._finish_card(chosen, conclusion)
+            else:
+                shutil.rmtree(self.run_dir.model_dir, ignore_errors=True)
+                self._export(chosen, self.run_dir.model_dir)
         self.run_dir.update(conclusion=conclusion.to_dict())
         return assemble(self.run_dir, self.goals, limits, records, conclusion)
 
@@ -173,7 +194,7 @@ class _Search:
         predictor = predictor_for(
             goal,
             self.devices[place][precision],
-            self.shapes,
+            self.shapes if self.request.exits is None else prefix_space(self.shapes),
             self.loaded.text,
             path,
             is_table="assembly" in self.prepared.samplers,
@@ -195,12 +216,15 @@ class _Search:
         self.run_dir.update(tails=tails)
         return tails
 
-    def _quality(self) -> tuple[EvaluatorFactory, str]:
+    def _quality(self, predictors: list[dict[str, Predictor]]) -> tuple[EvaluatorFactory, str]:
         """The evaluator's factory, and what the quality is called."""
         from supernet.adapt import quality_name
         from supernet.evaluate import TeacherAgreement, agreement_name, task_quality, teacher_agreement
         from supernet.pooling import pooling_of
 
+        if self.request.exits is not None:
+            predict = functools.partial(prefix_latencies, self.prepared, predictors)
+            return exit_judge(self._adapted(), predict, self.request.exits, self.goals[0].budget_s), EXIT_QUALITY
         if self.prepared.head is not None:
             return functools.partial(task_quality, self._adapted()), quality_name(self.prepared.head.spec)
         pooling = pooling_of(self.shapes)
@@ -229,6 +253,7 @@ class _Search:
             folder,
             config,
             space=self.shapes,
+            every_layer=self.request.exits is not None,
             on_step=lambda step, loss: self.progress.update(step, loss=round(loss, 3)),
         )
         self.progress.finish()
@@ -282,7 +307,7 @@ class _Search:
     def _evaluate(self, problem: SearchProblem, store: TrialStore) -> None:
         """Runs the engine until enough architectures are evaluated, those of an interrupted run included."""
         request = self.request
-        best = _Best(problem)
+        best = BestSoFar(problem)
         for record in store.records():
             best.see(record)
 
@@ -330,34 +355,6 @@ class _Search:
         int8 = target.measure({name: self._report.int8_path}, seconds_each=INT8_SECONDS, attempts=1)[name]
         self.progress.finish(f"{int8.p50_s * 1e3:.2f} ms, {int8.verdict}")
         return int8
-
-
-class _Best:
-    """What a person wants to see while the search runs."""
-
-    def __init__(self, problem: SearchProblem) -> None:
-        self.problem, self.num_evaluated, self.num_over_budget = problem, 0, 0
-        self.best: Trial | None = None
-
-    def see(self, record: Record) -> None:
-        if isinstance(record, OverBudgetTrial):
-            self.num_over_budget += 1
-            return
-        self.num_evaluated += 1
-        if not isinstance(record, Trial):
-            return
-        excesses = self.problem.constraints(self.problem.candidate(record.architecture)).values()
-        fits = all(excess <= 0 for excess in excesses)
-        if fits and (self.best is None or record.quality > self.best.quality):
-            self.best = record
-
-    @property
-    def facts(self) -> dict[str, str | float]:
-        if self.best is None:
-            return {}
-        best = self.best
-        times = "/".join(f"{latency.p50_s * 1e3:.2f}" for latency in best.latencies)
-        return {"best": best.key, "quality": round(best.quality, 4), "ms": times}
 
 
 def _described(goal: Goal) -> str:

@@ -12,6 +12,7 @@ from nas.devices.target import Target
 from nas.errors import InvalidInputError
 from nas.export.onnx_graph import without_unread_positions
 from nas.export.task_head import TaskHead
+from nas.search.exit_policy import exit_space
 from nas.search.request import GoalRequest, SearchRequest
 from nas.search.samplers import check_sampler_suits
 from search_spaces.architecture import Architecture
@@ -96,6 +97,9 @@ class Prepared:
                 "fine-tune the model that is found"
             )
         head = _head(request, loaded, space)
+        if request.exits is not None:
+            assert head is not None  # the request sees to it
+            space = exit_space(head.spec.kind, space)
         samplers = request.samplers or (("tpe",) if request.precisions else (_suitable_sampler(loaded, devices),))
         for sampler in samplers:
             check_sampler_suits(sampler, space, has_texts=loaded.reference is not None, has_blocks=_has_blocks(loaded))

@@ -19,6 +19,8 @@ from search_spaces.spaces import Space, space_from_dict
 from supernet.task_spec import TaskOptions
 
 ENGINES = ("inprocess", "ray")
+#: Which latency of a model with exits a budget may bind.
+EXIT_BOUNDS = ("expected", "worst")
 #: What searches in one precision alone, and why.
 _ONE_PRECISION = {
     "assembly": "ranks chains by losses and costs of blocks that are known in one precision",
@@ -141,6 +143,8 @@ class SearchRequest:
         task_options: What is named of the task rather than found.
         teacher: Task model that teaches the chosen one; None for the supernet's largest subnet, fine-tuned before.
         epochs: Of the chosen model's fine-tuning; 4 where None.
+        exits: Which latency of a model with early exits the budget binds, ``expected`` or ``worst``; None for a model
+            without exits.
         run_dir: Folder for the search; None for a new one under ``runs/``.
         storage: Database for the trials as a URL; None for SQLite in the run folder.
         resume: Run folder to continue; everything but ``num_evaluations`` then comes from there.
@@ -164,6 +168,7 @@ class SearchRequest:
     task_options: TaskOptions = field(default_factory=TaskOptions)
     teacher: str | None = None
     epochs: float | None = None
+    exits: str | None = None
     run_dir: Path | None = None
     storage: str | None = None
     resume: Path | None = None
@@ -198,6 +203,7 @@ class SearchRequest:
         words += [] if self.max_memory_mb is None else [f"--max-memory-mb {self.max_memory_mb:g}"]
         words += [] if self.max_size_mb is None else [f"--max-size-mb {self.max_size_mb:g}"]
         words += ["--narrow"] if self.narrow else []
+        words += [] if self.exits is None else [f"--exits {self.exits}"]
         return " ".join([*words, f"--seed {self.seed}"])
 
     def check(self) -> None:
@@ -225,6 +231,8 @@ class SearchRequest:
         check_percentile(self.percentile)
         if self.precisions:
             self._check_precisions()
+        if self.exits is not None:
+            self._check_exits()
         if not isinstance(self.narrow, bool):
             raise InvalidInputError(f"narrow must be true or false, got {self.narrow!r}")
         if self.percentile != 50 and all(goal.budget_s is None for goal in self.goals):
@@ -242,6 +250,25 @@ class SearchRequest:
             raise InvalidInputError(
                 "a Ray address is for the engine 'ray' or a device on it; add --engine ray or leave it out"
             )
+
+    def _check_exits(self) -> None:
+        if self.exits not in EXIT_BOUNDS:
+            raise unknown_name("latency for exits to bind", str(self.exits), EXIT_BOUNDS)
+        if self.task is None:
+            raise InvalidInputError("exits stop where the answer to a task is decided; add --task")
+        usual = Settings(seq_len=self.goals[0].settings.seq_len, cpus=self.goals[0].settings.cpus)
+        if len(self.goals) > 1 or self.goals[0].device != "cpu" or self.goals[0].settings != usual or self.precisions:
+            raise InvalidInputError(
+                "a model with exits is a graph a layer and a host loop, which is timed on this machine's cpu, one text "
+                "at a time, by onnxruntime in fp32 on one thread; leave other devices and settings out"
+            )
+        if self.limits or self.percentile != 50:
+            raise InvalidInputError(
+                "with exits a budget binds the expected or the worst latency; leave --percentile, --max-memory-mb and "
+                "--max-size-mb out"
+            )
+        if self.engine != "inprocess" or self.compare_samplers:
+            raise InvalidInputError("exits are searched by one sampler in one process; leave --engine ray out")
 
     def _check_precisions(self) -> None:
         check_precisions(self.precisions)

@@ -84,6 +84,8 @@ class SearchResult:
         sizes: Bytes of model files by architecture key.
         is_finished: Whether the search came to its end.
         comparison: How each sampler did, where several were compared.
+        exits: What the model with exits does and takes: ``bound``, ``folder``, ``confidence``, ``shares``,
+            ``accuracy``, ``expected_ms``, ``worst_ms`` ...; None where there are none, or none have been taught yet.
         precisions: What the precision was chosen from; empty where it was not searched.
         task_model: What the chosen model learnt of a task: ``split``, ``scores``, ``teacher``, ``teacher_scores``; None
             where there was none, or it has not been learnt yet.
@@ -103,6 +105,7 @@ class SearchResult:
     is_finished: bool = True
     comparison: tuple[SamplerOutcome, ...] = ()
     precisions: tuple[str, ...] = ()
+    exits: Mapping[str, Any] | None = None
     task_model: Mapping[str, Any] | None = None
 
     @property
@@ -142,6 +145,8 @@ class SearchResult:
         }
         if self.task_model is not None:
             data["task_model"] = dict(self.task_model)
+        if self.exits is not None:
+            data["exits"] = dict(self.exits)
         if self.comparison:
             data["comparison"] = [outcome.to_dict() for outcome in self.comparison]
         if self.chosen is None:
@@ -255,6 +260,7 @@ def assemble(
         comparison=tuple(map(SamplerOutcome.from_dict, facts.get("comparison", []))),
         precisions=tuple(facts["request"]["precisions"]),
         task_model=facts.get("task_model"),
+        exits=facts.get("exits"),
     )
 
 

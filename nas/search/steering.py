@@ -10,6 +10,7 @@ from nas.devices.operation_table import OperationTable
 from nas.errors import InfeasibleBudgetError
 from nas.progress import Progress
 from nas.search.assembly import Assembled, Assembler
+from nas.search.exit_policy import before_evaluation, prefixes
 from nas.search.objective import EvaluatorFactory, SearchProblem
 from nas.search.predictors import Predictor
 from nas.search.prepared import Prepared
@@ -60,12 +61,23 @@ def problem_for(
 
     @functools.cache
     def predict(architecture: Architecture) -> tuple[Latency, ...]:
+        if request.exits == "expected":
+            return (before_evaluation(prefix_latencies(prepared, predictors, architecture)),)
         shape = prepared.timed(architecture.shape)
         return tuple(of_goal[architecture.precision].predict(shape) for of_goal in predictors)
 
     proxies = {"w-pca": functools.partial(WPca, prepared.loaded)}
     most = _most(request, prepared)
-    problem = SearchProblem(prepared.space, prepared.loaded.text, predict, factory, steered, most, proxies)
+    problem = SearchProblem(
+        prepared.space,
+        prepared.loaded.text,
+        predict,
+        factory,
+        steered,
+        most,
+        proxies,
+        is_revised=request.exits is not None,
+    )
     try:
         problem = problem.restricted()
     except InfeasibleBudgetError as error:
@@ -83,6 +95,15 @@ def problem_for(
         progress.note("The one that should come closest is tried all the same.")
         return _alone(problem, prepared, found.chains[0] if found.chains else prepared.space.smallest())
     return replace(problem, assembled=found.chains)
+
+
+def prefix_latencies(
+    prepared: Prepared, predictors: Sequence[Mapping[str, Predictor]], architecture: Architecture
+) -> list[Latency]:
+    """Predicted latencies of a shape up to each of its layers, heads left out; of the first goal."""
+    *early, whole = prefixes(architecture)
+    predict = predictors[0]["fp32"].predict
+    return [*map(predict, early), predict(prepared.timed(whole))]
 
 
 def _most(request: SearchRequest, prepared: Prepared) -> dict[str, int]:

@@ -26,7 +26,7 @@ def requests(monkeypatch):
     monkeypatch.setattr(finished_run, "SPACE", space)
     found = []
 
-    def search(request, progress, *, command, write_task_model=None):
+    def search(request, progress, *, command, **tools):
         found.append(request)
         return load_result(make_run(request.run_dir, command=command))
 

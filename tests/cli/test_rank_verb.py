@@ -92,7 +92,7 @@ def test_bad_input_is_one_sentence(nas, requests, options, message):
 def compared(monkeypatch):
     seen = []
 
-    def search(request, progress, *, command, write_task_model=None):
+    def search(request, progress, *, command, **tools):
         seen.append(request)
         run = make_run(request.run_dir)
         best = load_result(run).chosen

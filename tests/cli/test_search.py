@@ -25,7 +25,7 @@ def ends(monkeypatch):
     requests = []
 
     def prepare(outcome, budget_s=1.0):
-        def search(request, progress, *, command, write_task_model=None):
+        def search(request, progress, *, command, **tools):
             requests.append(request)
             progress.start("searching", 10)
             run = make_run(request.run_dir, outcome=outcome, budget_s=budget_s, command=command)
@@ -166,7 +166,7 @@ def test_ctrl_c_says_how_to_resume_and_front_shows_what_there_is(nas, ends):
 
 
 def test_ctrl_c_before_anything_was_written_says_so(nas, monkeypatch):
-    def interrupt(_request, _progress, *, command, write_task_model=None):
+    def interrupt(_request, _progress, *, command, **tools):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "search", interrupt)
