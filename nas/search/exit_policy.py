@@ -62,7 +62,8 @@ def exits_of(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> li
         logits: Shape (N, M, C); at least two texts.
         labels: Shape (M,).
     """
-    fitted, judged = slice(0, None, 2), slice(1, None, 2)
+    order = np.random.default_rng(0).permutation(len(labels))  # rows may come in an order of their own
+    fitted, judged = order[::2], order[1::2]
     temperatures = [fit_temperature(own[fitted], labels[fitted]) for own in logits]
     answers = [softmax(own[judged] / temperature) for own, temperature in zip(logits, temperatures, strict=True)]
     probabilities = np.stack(answers)  # (N, M / 2, C)
