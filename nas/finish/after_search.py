@@ -1,7 +1,7 @@
 """The end of a search for a task: the chosen encoder learns it, is measured again, and takes its place.
 
-While the search runs, models are exported with a head that has learnt nothing, so that what is timed is the task model
-whole. The chosen one then learns from a teacher: one that is given, or the supernet's largest subnet, which is
+While the search runs, models are exported with a head that was not fine-tuned yet, so that what is timed is the task
+model whole. The chosen one then learns from a teacher: one that is given, or the supernet's largest subnet, which is
 fine-tuned before. Every step finds what an interrupted one left.
 """
 
@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.goal import overall, standings
 from analysis.latency import Latency
 from nas.devices.resolve import resolve
 from nas.errors import InvalidInputError
 from nas.export.card import CardFacts, ExportReport, write_card
-from nas.export.export import export_model
 from nas.finish.distillation import label_order
 from nas.finish.evaluation import OnnxRun, evaluate
 from nas.finish.exits_after_search import add_exits
@@ -32,12 +33,12 @@ from nas.search.request import SearchRequest
 from nas.search.result import SearchResult, load_result
 from nas.search.sizes import model_file
 from search_spaces.architecture import TextSpec
-from supernet.adapt import load_adapted
+from supernet.adapt import AdaptedTask, load_adapted
 from supernet.checkpoint import SHIPPED, load_supernet
 from supernet.encoder import Encoder
 from supernet.extract import extract
 from supernet.task import load_task
-from supernet.task_spec import TaskOptions, TaskSpec
+from supernet.task_spec import TaskOptions
 from supernet.teacher import load_tokenizer
 
 EPOCHS, TEACHER_EPOCHS, DISTIL_EPOCHS = 4.0, 3.0, 1.0
@@ -45,15 +46,26 @@ RATE, TEACHER_RATE = 2e-4, 5e-5
 
 
 def write_untaught(
-    encoder: Encoder, spec: TaskSpec, tokenizer_dir: Path, folder: Path, facts: CardFacts
+    encoder: Encoder, adapted: AdaptedTask, tokenizer_dir: Path, folder: Path, facts: CardFacts
 ) -> ExportReport:
-    """Writes a task model whose head has learnt nothing, to time it.
+    """Writes a task model that was not fine-tuned yet, to time it, and to begin with.
+
+    Tags have the head that the supernet was adapted with. That of whole texts has another form here and has learnt
+    nothing; of numbers it begins among them.
 
     Raises:
         InvalidInputError: The place is occupied or cannot be written.
     """
+    scale = 0.0, 1.0
+    if adapted.spec.kind == "regression":
+        numbers = np.asarray(adapted.validation.labels, np.float64)
+        scale = float(numbers.mean()), float(numbers.std()) or 1.0
+    head = new_head(adapted.spec, encoder, seed=0, label_scale=scale)
+    if adapted.spec.kind == "tagging":
+        weight, bias = adapted.head.sliced(adapted.spec.num_outputs, encoder.architecture.hidden_size)
+        head.out.load_state_dict({"weight": weight, "bias": bias})
     tokenizer = load_tokenizer(str(tokenizer_dir), encoder.text)
-    return save_task_model(TaskModel(encoder, new_head(spec, encoder, seed=0), tokenizer).eval(), folder, facts=facts)
+    return save_task_model(TaskModel(encoder, head, tokenizer).eval(), folder, facts=facts)
 
 
 def check_task(request: SearchRequest) -> None:
@@ -132,7 +144,7 @@ def _own_teacher(run: RunDir, request: SearchRequest, progress: Progress) -> str
     if not encoder_dir.exists():
         progress.start("cutting the teacher from the supernet")
         encoder = extract(adapted.supernet, adapted.supernet.config.space.largest())
-        export_model(encoder, (request.supernet or SHIPPED) / "tokenizer", encoder_dir)
+        write_untaught(encoder, adapted, (request.supernet or SHIPPED) / "tokenizer", encoder_dir, CardFacts())
     loop = LoopConfig(epochs=TEACHER_EPOCHS, learning_rate=TEACHER_RATE, seed=request.seed)
     _finetune(encoder_dir, out, request, FinetuneConfig(loop), progress, None)
     shutil.rmtree(encoder_dir, ignore_errors=True)

@@ -14,12 +14,12 @@ from nas.search.request import SearchRequest
 
 if TYPE_CHECKING:
     from nas.export.card import ExportReport
+    from supernet.adapt import AdaptedTask
     from supernet.checkpoint import LoadedSupernet
     from supernet.encoder import Encoder
-    from supernet.task_spec import TaskSpec
 
 #: Writes a model of a task that it has not learnt yet, so that it can be timed: encoder, task, tokenizer, folder.
-WriteTaskModel = Callable[["Encoder", "TaskSpec", Path, Path, CardFacts], "ExportReport"]
+WriteTaskModel = Callable[["Encoder", "AdaptedTask", Path, Path, CardFacts], "ExportReport"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Exporter:
         encoder = extract(adapted.supernet, trial.architecture.shape)
         if self.write_task_model is None:
             return export_model(encoder, tokenizer_dir, folder, facts=facts, pooling=adapted.pooling)
-        return self.write_task_model(encoder, adapted.spec, tokenizer_dir, folder, facts)
+        return self.write_task_model(encoder, adapted, tokenizer_dir, folder, facts)
 
     def facts(
         self, trial: Trial, latencies: Mapping[str, Sequence[Latency]] | None = None, device: str | None = None

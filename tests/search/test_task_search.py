@@ -9,14 +9,18 @@ from task_cases import numbers_and_words, write_rows
 
 import nas
 from nas.errors import InvalidInputError
+from nas.export.card import CardFacts
 from nas.finish import after_search
+from nas.finish.after_search import write_untaught
 from nas.finish.evaluation import OnnxRun, evaluate
 from nas.finish.model import load_task_model
 from nas.progress import SilentProgress
 from nas.search import pipeline
 from search_spaces.cost import num_parameters
 from supernet import adapt
+from supernet.adapt import load_adapted
 from supernet.checkpoint import load_supernet
+from supernet.extract import extract
 from supernet.task import load_task
 from supernet.task_spec import TaskOptions
 
@@ -57,7 +61,7 @@ def counted(paragraphs):
     for _ in range(240):
         counts = rng.randint(0, 3), rng.randint(0, 3)
         texts = [" ".join(["war"] * count + ["peace"] * (3 - count)) for count in counts]
-        rows.append({"first": texts[0], "second": texts[1], "more": (counts[1] - counts[0]) / 2})
+        rows.append({"first": texts[0], "second": texts[1], "more": 5000.25 + 50 * (counts[1] - counts[0])})
     return rows
 
 
@@ -81,6 +85,14 @@ def test_tags_and_numbers_and_pairs_are_searched_for_too(
     found = nas.evaluate(result.chosen.model_dir, task=task, split="validation", **named)
     assert found.scores["torch"] == told["scores"]
     assert nas.search(resume=tmp_path / "run").to_dict() == result.to_dict()
+    adapted = load_adapted(tmp_path / "run" / "adapted")
+    encoder = extract(adapted.supernet, model.architecture)
+    write_untaught(encoder, adapted, supernet_dir / "tokenizer", tmp_path / "untaught", CardFacts())
+    before = nas.evaluate(tmp_path / "untaught", task=task, split="validation", **named).scores["torch"]
+    if figure == "token_accuracy":  # the head that the supernet was adapted with
+        assert before[figure] == pytest.approx(adapted.quality(model.architecture), abs=0.02)
+    else:  # among numbers that are far from 0
+        assert before["rmse"] < 300
 
 
 class StopAt(SilentProgress):
