@@ -14,7 +14,6 @@ import platform
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoTokenizer
