@@ -256,6 +256,10 @@ def main() -> None:
         for share, some in zip(LIMITS, gains, strict=True):
             print(f"{name}, {share:.0%}: gain {paired(some)}")
         print(f"{name}, mean of the three limits: gain {paired(np.mean(gains, axis=0).tolist())}")
+    logs = [np.mean(np.log(np.divide(row["shrinking"]["loss"], row["all"]["loss"]))) for row in rows]
+    half = stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs) if len(logs) > 1 else np.nan
+    ratio, low, high = np.exp(np.mean(logs) + np.array([0, -half, half]))
+    print(f"loss with shrinking over loss without, geometric mean: {ratio:.2f} [{low:.2f}, {high:.2f}]")
     times = [f"{np.mean([row[way]['updates'] for row in rows]):.0f}" for way in WAYS]
     print(f"an operation of the best chains was trained {times[0]} times, without shrinking {times[1]}")
     taken = [[row["shrinking"][name] for row in rows] for name in ("train_s", "shrink_s")]
