@@ -37,12 +37,14 @@ class Pace:
     Attributes:
         step_s: An optimiser step.
         evaluation_s: An evaluation.
-        choices_s: All that goes along beside the steps, over the whole run, such as choosing masks.
+        choice_s: What goes along now and then, such as choosing masks, once.
+        num_choices: How often, over the whole run; at most once a step.
     """
 
     step_s: float
     evaluation_s: float
-    choices_s: float = 0.0
+    choice_s: float = 0.0
+    num_choices: int = 0
 
     def num_steps(self, seconds: float, *, every: int | None, evaluations: int) -> int:
         """Steps that fit into a time, at least 1.
@@ -52,8 +54,11 @@ class Pace:
             every: Steps between two evaluations; None where their number does not depend on the steps.
             evaluations: How many evaluations there are in that case.
         """
-        left_s = seconds - self.choices_s - (self.evaluation_s * evaluations if every is None else 0)
-        return max(1, int(left_s / (self.step_s + (0 if every is None else self.evaluation_s / every))))
+        left_s = seconds - (self.evaluation_s * evaluations if every is None else 0)
+        each_s = self.step_s + (0 if every is None else self.evaluation_s / every)
+        with_all = (left_s - self.num_choices * self.choice_s) / each_s
+        with_one_a_step = left_s / (each_s + self.choice_s)
+        return max(1, int(max(with_all, with_one_a_step)))
 
 
 def measure_pace(
@@ -81,7 +86,7 @@ def measure_pace(
         evaluate()
     evaluation_s, began_s = time.monotonic() - began_s, time.monotonic()
     beside.choose()
-    return Pace(step_s, evaluation_s, beside.num_choices * (time.monotonic() - began_s))
+    return Pace(step_s, evaluation_s, time.monotonic() - began_s, beside.num_choices)
 
 
 def planned_steps(
@@ -117,7 +122,8 @@ def planned_steps(
     steps = pace.num_steps(60 * minutes - (time.monotonic() - began_s), every=every, evaluations=evaluations)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"minutes": minutes, "steps": steps, "step_s": pace.step_s}) + "\n")
-    progress.finish(f"{1 / pace.step_s:.2f} steps a second, so {steps:,} steps in {minutes:g} minutes")
+    beside = f", {pace.choice_s:.2f} s to choose weights" if pace.num_choices else ""
+    progress.finish(f"{1 / pace.step_s:.2f} steps a second{beside}; {minutes:g} minutes hold {steps:,} steps")
     return steps
 
 

@@ -30,8 +30,9 @@ def brief(monkeypatch):
     [
         (Pace(0.5, 3.0), None, 8, 72),  # 60 s less 24 s of evaluations
         (Pace(0.5, 3.0), 6, 0, 60),  # a step and a sixth of an evaluation take 1 s
-        (Pace(0.5, 3.0, choices_s=10.0), 6, 0, 50),
-        (Pace(0.5, 3.0, choices_s=90.0), 6, 0, 1),
+        (Pace(0.5, 3.0, 1.0, 10), 6, 0, 50),
+        (Pace(0.5, 3.0, 9.0, 10), 6, 0, 6),  # fewer steps than choices: one each
+        (Pace(70.0, 3.0), 6, 0, 1),
     ],
 )
 def test_steps_and_all_that_goes_along_fill_the_time(taken, every, evaluations, steps):
@@ -50,7 +51,8 @@ def test_a_pace_is_what_the_parts_took():
     found = measure_pace(module, examples, loss, lambda: time.sleep(0.05) or {}, config, beside)
     assert 0.02 <= found.step_s < 0.2
     assert 0.05 <= found.evaluation_s < 0.5
-    assert 0.21 <= found.choices_s < 2.1
+    assert 0.03 <= found.choice_s < 0.3
+    assert found.num_choices == 7
 
 
 class StopAt(SilentProgress):
