@@ -37,7 +37,6 @@ from nas.search.sizes import model_file
 from nas.search.steering import num_evaluations, prefix_latencies, problem_for
 from nas.search.store import TrialStore
 from search_spaces.precisions import shapes_of
-from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
     from nas.export.card import ExportReport
@@ -242,7 +241,6 @@ class _Search:
         if folder.exists():
             return folder
         assert self.request.task is not None
-        assert isinstance(self.shapes, SearchSpace)  # Prepared sees to it
         config = AdaptConfig(seed=self.request.seed)
         tokenizer = AutoTokenizer.from_pretrained(self.loaded.tokenizer_dir)
         task = task_to_adapt(self.request.task, tokenizer, self.loaded.text, config, self.request.task_options)

@@ -91,11 +91,6 @@ class Prepared:
         if _is_narrow(space):
             whole = _narrowed(whole)
         _check_within(space, whole)
-        if request.task is not None and isinstance(space, ChainSpace):
-            raise InvalidInputError(
-                f"a task adapts supernets of uniform encoders, and {space.name!r} holds chains; leave --task out and "
-                "fine-tune the model that is found"
-            )
         head = _head(request, loaded, space)
         if request.exits is not None:
             assert head is not None  # the request sees to it

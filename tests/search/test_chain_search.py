@@ -139,7 +139,6 @@ def test_a_part_of_the_space_is_kept_to(chain_dir, tmp_path):
         ({"device": "carried.json", "sampler": "assembly"}, "known from a profile, and assembly needs"),
         ({"sampler": "evolution-fast"}, "layers that are all alike"),
         ({"narrow": True}, "cannot be narrow"),
-        ({"task": "reviews.csv"}, "a task adapts supernets of uniform encoders"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(chain_dir, tmp_path, changes, message):

@@ -2,8 +2,12 @@
 
 import json
 import random
+import shutil
 
 import pytest
+import torch
+from chain_fakes import SPACE as CHAINS
+from chain_fakes import TEXT, kept_blocks
 from pipeline_fakes import BUDGET_S, SPACE, device, supernet_dir
 from task_cases import numbers_and_words, write_rows
 
@@ -19,7 +23,8 @@ from nas.search import pipeline
 from search_spaces.cost import num_parameters
 from supernet import adapt
 from supernet.adapt import load_adapted
-from supernet.checkpoint import load_supernet
+from supernet.chain_supernet import ChainSupernet, ChainSupernetConfig
+from supernet.checkpoint import load_supernet, save_supernet
 from supernet.extract import extract
 from supernet.task import load_task
 from supernet.task_spec import TaskOptions
@@ -93,6 +98,27 @@ def test_tags_and_numbers_and_pairs_are_searched_for_too(
         assert before[figure] == pytest.approx(adapted.quality(model.architecture), abs=0.02)
     else:  # among numbers that are far from 0
         assert before["rmse"] < 300
+
+
+@pytest.fixture
+def chain_dir(tmp_path, tokenizer_dir):
+    torch.manual_seed(0)
+    supernet = ChainSupernet(ChainSupernetConfig(CHAINS, TEXT, 64, 64)).eval()
+    torch.nn.init.normal_(supernet.embeddings.word.weight)  # words that are told apart without long training
+    save_supernet(tmp_path / "chains", supernet, reference=None, training={})
+    kept_blocks().save(tmp_path / "chains", CHAINS)
+    shutil.copytree(tokenizer_dir, tmp_path / "chains" / "tokenizer")
+    return tmp_path / "chains"
+
+
+def test_a_chain_learns_a_task_too(chain_dir, task, tmp_path):
+    result = asked(chain_dir, task, tmp_path / "run", evaluations=4)
+    assert (result.exit_code, result.quality_name) == (0, "task accuracy")
+    kept = {block.block for candidates in kept_blocks().blocks for block in candidates}
+    assert all(set(trial.architecture.blocks) <= kept for trial in result.trials)
+    told = result.to_dict()["task_model"]
+    assert (told["split"], told["scores"]["accuracy"] > 0.8) == ("test", True)
+    assert load_task_model(result.chosen.model_dir).architecture.key() == result.chosen.key
 
 
 class StopAt(SilentProgress):
