@@ -31,7 +31,8 @@ FORMS = ("fp32", "dynamic", "static")
 
 def write_forms(folder: Path, width: int, num_layers: int) -> dict[str, Path]:
     """The three files of a width."""
-    architecture = Architecture.bert(num_layers, width, 4 * width, max(1, width // 32))
+    num_heads = next(number for number in range(max(1, width // 32), 0, -1) if width % number == 0)
+    architecture = Architecture.bert(num_layers, width, 4 * width, num_heads)
     graph = build_graph(architecture, TEXT, None)
     files = {f"{width} {form}": folder / f"{width}.{form}.onnx" for form in FORMS}
     onnx.save_model(graph, files[f"{width} fp32"])
