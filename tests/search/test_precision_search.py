@@ -160,12 +160,19 @@ def test_interrupted_it_goes_on_to_the_same_end(supernet_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
-    ["evolution", "random", "nsga2", "gp", "w-pca"],
+    ["evolution", "random", "nsga2", "gp"],
 )
 def test_every_sampler_chooses_it(supernet_dir, tmp_path, sampler):
     result = search(asked(supernet_dir, tmp_path / "run", sampler=sampler, budget_s=None))
     assert result.exit_code == 0
     assert {trial.architecture.precision for trial in result.trials} == set(BOTH)
+
+
+@pytest.mark.slow
+def test_a_proxy_of_shapes_alone_prefers_the_faster_precision(supernet_dir, tmp_path):
+    result = search(asked(supernet_dir, tmp_path / "run", sampler="w-pca", budget_s=None))
+    assert result.exit_code == 0
+    assert {trial.architecture.precision for trial in result.trials} == {"int8"}
 
 
 def test_the_chosen_model_is_copied_with_what_was_timed(found, tmp_path):
