@@ -389,6 +389,7 @@ class Rounds:
     def __init__(self, anchor: Any, candidate: Any, seconds: float) -> None:
         round_s = sum(model.run_s * (model.burst + 1) for model in (anchor, candidate))
         self.num_rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, round(seconds / round_s)))
+        self.expected_s = self.num_rounds * round_s
         self._anchor, self._candidate, self._seconds = anchor, candidate, seconds
         self._order = random.Random(self.num_rounds)
         self._samples: dict[Any, list[float]] = {anchor: [], candidate: []}
@@ -514,44 +515,54 @@ def run(job: dict[str, Any], folder: Path, emit: Any, is_orphaned: Any, answered
     anchor = Model(folder / job["anchor"], job, job.get("anchor_burst"))
     gc.collect()
     gc.disable()
-    together = max(1, min(MAX_TOGETHER, int(TOGETHER_S / job["seconds_each"])))
-    for place in range(0, len(candidates), together):
-        for event in _timed(anchor, candidates[place : place + together], job, folder, is_orphaned):
+    while candidates:
+        events = _timed(anchor, candidates, job, folder, is_orphaned)
+        for event in events:
             emit({**event, "peak_memory_bytes": memory.get(event["name"])} if event["event"] == "result" else event)
+        del candidates[: len(events)]
 
 
 def _timed(
     anchor: Any, entries: list[dict[str, Any]], job: dict[str, Any], folder: Path, is_orphaned: Any
 ) -> list[dict[str, Any]]:
-    """Times candidates in several visits to each, for which it is loaded anew.
+    """Times the first few candidates in several visits to each, for which it is loaded anew.
 
     So the slow and fast times of the machine fall on all of them, and none is stuck with one place in memory: where a
-    model's weights come to lie changes what it takes by some hundredths.
+    model's weights come to lie changes what it takes by some hundredths. They are as many as should be answered within
+    :data:`TOGETHER_S`, or one, so that a slow machine is not silent for long.
     """
     candidates: dict[str, Model] = {}
     rounds: dict[str, Rounds] = {}
     failed: dict[str, dict[str, Any]] = {}
-    for visit in range(1, NUM_VISITS + 1):
-        for entry in entries:
-            name = entry["name"]
-            if name in failed:
-                continue
-            try:
-                if visit == 1:
-                    candidates[name] = Model(folder / entry["file"], job, entry.get("burst"))
-                    rounds[name] = Rounds(anchor, candidates[name], job["seconds_each"])
-                else:
-                    candidates[name].load()
-                rounds[name].go_on(visit / NUM_VISITS, is_orphaned)
-                candidates[name].unload()
-            except OrphanedError:
-                raise
-            except Exception as error:
-                failed[name] = {"event": "failed", "name": name, "message": f"{type(error).__name__}: {error}"}
-    return [
-        failed.get(name) or {"event": "result", "name": name, **rounds[name].result()}
-        for name in (entry["name"] for entry in entries)
-    ]
+    taken: list[str] = []
+
+    def visit(entry: dict[str, Any], number: int) -> None:
+        name = entry["name"]
+        try:
+            if number == 1:
+                candidates[name] = Model(folder / entry["file"], job, entry.get("burst"))
+                rounds[name] = Rounds(anchor, candidates[name], job["seconds_each"])
+            else:
+                candidates[name].load()
+            rounds[name].go_on(number / NUM_VISITS, is_orphaned)
+            candidates[name].unload()
+        except OrphanedError:
+            raise
+        except Exception as error:
+            failed[name] = {"event": "failed", "name": name, "message": f"{type(error).__name__}: {error}"}
+            candidates.pop(name, None)
+            rounds.pop(name, None)
+
+    for entry in entries[:MAX_TOGETHER]:
+        visit(entry, 1)
+        taken.append(entry["name"])
+        if sum(one.expected_s for one in rounds.values()) + job["seconds_each"] > TOGETHER_S:
+            break
+    for number in range(2, NUM_VISITS + 1):
+        for entry in entries[: len(taken)]:
+            if entry["name"] not in failed:
+                visit(entry, number)
+    return [failed.get(name) or {"event": "result", "name": name, **rounds[name].result()} for name in taken]
 
 
 def end_with_sender(heartbeat_s: float, folder: Path) -> None:

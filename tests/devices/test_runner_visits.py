@@ -73,12 +73,24 @@ def test_a_sender_that_is_gone_ends_it_at_once():
     assert Fake.ran == []
 
 
-def test_results_come_after_half_a_minute_at_the_latest(monkeypatch):
-    together = []
-    monkeypatch.setattr(runner, "_timed", lambda anchor, entries, *rest: together.append(len(entries)) or [])
+@pytest.mark.parametrize(
+    ("seconds_each", "run_s", "expected"),
+    [
+        (1.0, 0.004, [16, 4]),
+        (9.0, 0.004, [3] * 6 + [2]),
+        (600.0, 0.004, [1] * 20),
+        (1.0, 1.0, [1] * 20),  # a slow board: its least rounds alone take 48 s
+    ],
+)
+def test_results_come_after_half_a_minute_or_one_by_one(monkeypatch, seconds_each, run_s, expected):
+    monkeypatch.setattr(Fake, "run_s", run_s)
     monkeypatch.setattr(runner, "pin", lambda job: None)
-    entries = [{"name": str(number), "file": f"{number}.onnx"} for number in range(20)]
-    for seconds_each in (1.0, 10.0, 600.0):
-        job = {**JOB, "runtime": "onnxruntime", "anchor": "a.onnx", "candidates": entries, "seconds_each": seconds_each}
-        runner.run(job, Path(), lambda event: None, lambda: False)
-    assert together == [16, 4] + [3] * 6 + [2] + [1] * 20
+    together, timed_ = [], runner._timed
+    monkeypatch.setattr(runner, "_timed", lambda *rest: together.append(timed_(*rest)) or together[-1])
+    names = [str(number) for number in range(20)]
+    job = {**JOB, "runtime": "onnxruntime", "anchor": "anchor.onnx", "seconds_each": seconds_each}
+    job["candidates"] = [{"name": name, "file": f"{name}.onnx"} for name in names]
+    answered = []
+    runner.run(job, Path(), answered.append, lambda: False)
+    assert [len(events) for events in together] == expected
+    assert [event["name"] for event in answered if event["event"] == "result"] == names
