@@ -25,8 +25,9 @@ from supernet.chain_train import build_chains, start_training, train_chains
 from supernet.chain_trainer import ChainTrainingConfig
 from supernet.checkpoint import load_supernet
 from supernet.data import Batch
-from supernet.evaluate import TeacherAgreement
+from supernet.evaluate import TeacherAgreement, similarity_agreement
 from supernet.extract import extract
+from supernet.losses import pool
 from supernet.material import load_start, read_material
 from supernet.shrinking import Shrinking, draw_chain
 from supernet.teacher import load_teacher
@@ -177,13 +178,14 @@ def test_training_leaves_a_whole_supernet_that_is_judged_and_extracted(trained, 
     assert loaded.training["steps"] == 10
     assert set(_curve(trained)[4]["held_out"]) == {"blocks", "assembled"}
     assert set(_curve(trained)[0]["losses"]) == {"embedding", "block_1", "block_2", "block_3"}
-    agreement = TeacherAgreement(loaded)
-    chain = _as_teacher(SPACE, 64)
-    assert -1 <= agreement(SPACE.smallest()) < agreement(chain) <= 1
-    ids, mask = loaded.reference.input_ids[:4], loaded.reference.attention_mask[:4]
+    reference, chain = loaded.reference, _as_teacher(SPACE, 64)
+    ids, mask = reference.input_ids, reference.attention_mask
     with torch.no_grad():
         expected = loaded.supernet(chain, ids, mask).hidden[-1]
-        torch.testing.assert_close(extract(loaded.supernet, chain)(ids, mask), expected, atol=1e-5, rtol=1e-5)
+        alone = extract(loaded.supernet, chain)(ids, mask)
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
+    agreement = similarity_agreement(pool(alone, mask), reference.teacher_pooled)
+    assert TeacherAgreement(loaded)(chain) == pytest.approx(agreement, abs=1e-4)
 
 
 def test_the_table_holds_the_candidates_that_were_kept(trained):
