@@ -34,22 +34,23 @@ def shape(architecture: Architecture) -> str:
     """An architecture in a few words, e.g. ``4 layers, hidden 256, FFN 1024, 8 x 32 heads``."""
     if architecture.precision != "fp32":
         return f"{shape(architecture.shape)}, {architecture.precision}"
-    if architecture.bert_layer is None:
+    layers = architecture.uniform
+    if layers is None:
         kinds = {Attention: "attention", FeedForward: "feed-forward", SepConv: "convolution"}
         chain = architecture.sublayers
         counts = (f"{sum(isinstance(s, kind) for s in chain)} {name}" for kind, name in kinds.items())
         return f"{len(architecture.blocks)} blocks, " + ", ".join(counts)
-    attention, feed_forward = architecture.bert_layer
     words = [
-        f"{architecture.num_layers} layer{'s' if architecture.num_layers > 1 else ''}",
+        f"{layers.num_layers} layer{'s' if layers.num_layers > 1 else ''}",
         f"hidden {architecture.hidden_size}",
-        f"FFN {feed_forward.intermediate_size}",
-        f"{attention.num_heads} x {attention.head_size} heads",
+        f"FFN {layers.feed_forward.intermediate_size}",
+        f"{layers.attention.num_heads} x {layers.attention.head_size} heads",
     ]
     if architecture.embedding_size != architecture.hidden_size:
         words.append(f"embedding {architecture.embedding_size}")
     if architecture.narrow_from is not None:
-        words.append(f"narrow from sub-layer {architecture.narrow_from}")
+        form = "context first, narrow" if layers.is_context_first else "narrow"
+        words.append(f"{form} from sub-layer {architecture.narrow_from}")
     return ", ".join(words)
 
 

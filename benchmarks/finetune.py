@@ -185,7 +185,7 @@ def fresh(architecture: Architecture, text: TextSpec) -> Encoder:
 
 
 def with_layers(architecture: Architecture, num_layers: int) -> Architecture:
-    attention, feed_forward = architecture.bert_layer
+    attention, feed_forward = architecture.uniform.attention, architecture.uniform.feed_forward
     sizes = (architecture.hidden_size, feed_forward.intermediate_size, attention.num_heads)
     return Architecture.bert(num_layers, *sizes, embedding_size=architecture.embedding_size)
 

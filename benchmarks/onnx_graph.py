@@ -63,7 +63,7 @@ def our_weights(model: BertModel, architecture: Architecture, text: TextSpec) ->
 
 def make_files(folder: Path, architecture: Architecture) -> dict[str, Path]:
     """Writes one ONNX file for each way and returns them by name; ours is the first."""
-    attention, feed_forward = architecture.bert_layer
+    attention, feed_forward = architecture.uniform.attention, architecture.uniform.feed_forward
     text = TextSpec()
     torch.manual_seed(0)
     config = BertConfig(

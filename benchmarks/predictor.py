@@ -87,7 +87,7 @@ def name_of(shape: Architecture) -> str:
 
 def is_plain(shape: Architecture) -> bool:
     """Whether layers are all alike and full."""
-    return shape.bert_layer is not None and shape.narrow_from is None
+    return shape.uniform is not None and shape.narrow_from is None
 
 
 def architecture_of(key: str) -> Architecture:
@@ -101,7 +101,7 @@ def architecture_of(key: str) -> Architecture:
 
 
 def sizes(shape: Architecture, *, with_heads: bool) -> list[float]:
-    attention, feed_forward = shape.bert_layer
+    attention, feed_forward = shape.uniform.attention, shape.uniform.feed_forward
     found = [shape.hidden_size, shape.num_layers, feed_forward.intermediate_size, attention.width]
     return [*found, attention.num_heads, shape.embedding_size] if with_heads else found
 

@@ -50,9 +50,9 @@ GOAL = Goal("cpu T128", "a cost model", CONDITIONS)
 
 
 def synthetic_quality(architecture: Architecture) -> float:
-    layer = architecture.bert_layer
-    assert layer is not None
-    depth, hidden, wide = architecture.num_layers, architecture.hidden_size, layer[1].intermediate_size
+    layers = architecture.uniform
+    assert layers is not None
+    depth, hidden, wide = layers.num_layers, architecture.hidden_size, layers.feed_forward.intermediate_size
     capacity = 1 - math.exp(-0.55 * depth * (hidden / 256) ** 0.7)
     share = math.exp(-0.12 * math.log(wide / (1.8 * hidden)) ** 2)  # AutoTinyBERT's best shapes: F near 1.6 to 1.9 D
     table = 1 - 0.25 * math.exp(-architecture.embedding_size / 60) * (hidden / 384)

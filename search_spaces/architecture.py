@@ -24,6 +24,8 @@ MAX_SIZE = 65_536
 MAX_SUBLAYERS = 512
 #: Number formats that a search may choose between, the one with less work first.
 PRECISIONS = ("int8", "fp32")
+#: How the last layers of a uniform encoder may be narrow, the form with less work first.
+NARROW_FORMS = ("sparse-queries", "context-first")
 
 
 def _is_whole(value: object) -> TypeGuard[int]:
@@ -92,6 +94,62 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class UniformLayers:
+    """Equal layers of an attention and a feed-forward each, the last of them narrow in one of two forms.
+
+    SparseQueries ends with whole layers that update chosen positions only; ContextFirst has the attentions of its last
+    layers first, over all positions, and then their feed-forwards, over chosen ones (NarrowBERT, Li et al., 2023,
+    arXiv 2301.04761).
+
+    Attributes:
+        num_layers: How many there are.
+        attention: Of every layer.
+        feed_forward: Of every layer.
+        num_narrow_layers: How many of the last ones are narrow; at least one layer is full.
+        narrow_form: One of :data:`NARROW_FORMS`; the first where no layer is narrow.
+    """
+
+    num_layers: int
+    attention: Attention
+    feed_forward: FeedForward
+    num_narrow_layers: int = 0
+    narrow_form: str = NARROW_FORMS[0]
+
+    @property
+    def num_full_layers(self) -> int:
+        """How many layers update every position."""
+        return self.num_layers - self.num_narrow_layers
+
+    @property
+    def is_context_first(self) -> bool:
+        """Whether the attentions of its last layers stand before their feed-forwards."""
+        return self.narrow_form == "context-first" and self.num_narrow_layers > 0
+
+    @property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """All sub-layers, first to last."""
+        turns: tuple[Sublayer, ...] = (self.attention, self.feed_forward)
+        if not self.is_context_first:
+            return turns * self.num_layers
+        rest = (self.attention,) * self.num_narrow_layers + (self.feed_forward,) * self.num_narrow_layers
+        return turns * self.num_full_layers + rest
+
+    @property
+    def narrow_from(self) -> int | None:
+        """Index of the first narrow sub-layer, or None."""
+        if self.num_narrow_layers == 0:
+            return None
+        return 2 * self.num_full_layers + (self.num_narrow_layers if self.is_context_first else 0)
+
+    def places(self, layer: int) -> tuple[int, int]:
+        """Indices, over all sub-layers, of a layer's attention and of its feed-forward."""
+        if layer < self.num_full_layers or not self.is_context_first:
+            return 2 * layer, 2 * layer + 1
+        place = self.num_full_layers + layer
+        return place, place + self.num_narrow_layers
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """The shape of one encoder, and where a search chooses that, the number format in which it runs.
 
@@ -134,6 +192,7 @@ class Architecture:
         head_size: int | None = None,
         embedding_size: int | None = None,
         num_narrow_layers: int = 0,
+        narrow_form: str = NARROW_FORMS[0],
     ) -> "Architecture":
         """The everyday case: ``num_layers`` equal layers of attention and feed-forward.
 
@@ -144,10 +203,12 @@ class Architecture:
             num_heads: Attention heads a layer.
             head_size: Width of a head; by default ``hidden_size / num_heads``.
             embedding_size: Width of the embedding tables; by default ``hidden_size``.
-            num_narrow_layers: How many of the last layers are narrow (SparseQueries).
+            num_narrow_layers: How many of the last layers are narrow.
+            narrow_form: How they are, one of :data:`NARROW_FORMS`; see :class:`UniformLayers`.
 
         Raises:
-            InvalidInputError: A size is out of bounds, or ``hidden_size`` does not divide into the heads.
+            InvalidInputError: A size is out of bounds, ``hidden_size`` does not divide into the heads, or the form is
+                not known.
         """
         _check_size("num_layers", num_layers, MAX_SUBLAYERS // 2)
         _check_size("num_heads", num_heads)
@@ -163,11 +224,14 @@ class Architecture:
             raise InvalidInputError(
                 f"num_narrow_layers must be from 0 to {num_layers - 1}, got {shown(num_narrow_layers)}"
             )
-        layer: tuple[Sublayer, ...] = (Attention(num_heads, head_size), FeedForward(intermediate_size))
+        if narrow_form not in NARROW_FORMS:
+            raise InvalidInputError(f"narrow_form must be one of {', '.join(NARROW_FORMS)}, got {shown(narrow_form)}")
+        attention, feed_forward = Attention(num_heads, head_size), FeedForward(intermediate_size)
+        layers = UniformLayers(num_layers, attention, feed_forward, num_narrow_layers, narrow_form)
         return cls(
             embedding_size=hidden_size if embedding_size is None else embedding_size,
-            blocks=(Block(hidden_size, layer * num_layers),),
-            narrow_from=2 * (num_layers - num_narrow_layers) if num_narrow_layers else None,
+            blocks=(Block(hidden_size, layers.sublayers),),
+            narrow_from=layers.narrow_from,
         )
 
     @property
@@ -186,15 +250,20 @@ class Architecture:
         return self.blocks[-1].hidden_size
 
     @property
-    def bert_layer(self) -> tuple[Attention, FeedForward] | None:
-        """The repeated layer of a one-block chain of equal (attention, feed-forward) pairs, else None."""
-        chain = self.sublayers
+    def uniform(self) -> UniformLayers | None:
+        """What its layers are where they are all alike, in one block; else None."""
+        chain, narrow_from = self.sublayers, self.narrow_from
         if len(self.blocks) != 1 or len(chain) % 2:
             return None
         attention, feed_forward = chain[0], chain[1]
         if not isinstance(attention, Attention) or not isinstance(feed_forward, FeedForward):
             return None
-        return (attention, feed_forward) if chain == (attention, feed_forward) * (len(chain) // 2) else None
+        num_layers, num_narrow = len(chain) // 2, len(chain) - (len(chain) if narrow_from is None else narrow_from)
+        for form, num_narrow_layers in zip(NARROW_FORMS, (num_narrow // 2, num_narrow), strict=True):
+            layers = UniformLayers(num_layers, attention, feed_forward, num_narrow_layers, form)
+            if num_narrow_layers < num_layers and (layers.sublayers, layers.narrow_from) == (chain, narrow_from):
+                return layers
+        return None
 
     @property
     def num_layers(self) -> int:
@@ -255,17 +324,18 @@ class Architecture:
         """A stable name: readable where the layers are equal, with a digest otherwise, e.g. ``L3-D256-F1024-H8x32``."""
         if self.precision != "fp32":
             return f"{self.shape.key()}-{self.precision}"
-        if self.bert_layer is None:
+        layers = self.uniform
+        if layers is None:
             digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
             return f"chain{len(self.sublayers)}-D{self.hidden_size}-{digest}"
-        attention, feed_forward = self.bert_layer
         name = (
-            f"L{self.num_layers}-D{self.hidden_size}-F{feed_forward.intermediate_size}"
-            f"-H{attention.num_heads}x{attention.head_size}"
+            f"L{layers.num_layers}-D{self.hidden_size}-F{layers.feed_forward.intermediate_size}"
+            f"-H{layers.attention.num_heads}x{layers.attention.head_size}"
         )
         if self.embedding_size != self.hidden_size:
             name += f"-E{self.embedding_size}"
-        return name if self.narrow_from is None else f"{name}-N{self.narrow_from}"
+        form = "C" if layers.is_context_first else "N"
+        return name if self.narrow_from is None else f"{name}-{form}{self.narrow_from}"
 
 
 def _check_narrowing(narrow_from: object, chain: tuple[Sublayer, ...]) -> None:

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from search_spaces.architecture import MAX_SIZE, MAX_SUBLAYERS
+from search_spaces.architecture import MAX_SIZE, MAX_SUBLAYERS, NARROW_FORMS
 from search_spaces.errors import InvalidInputError, shown, unknown_name
 
 AS_HIDDEN = 0
@@ -43,6 +43,22 @@ def checked_choices(name: str, choices: object) -> tuple[int, ...]:
     return tuple(sorted(choices, key=lambda choice: choice or MAX_SIZE + 1))
 
 
+def checked_forms(forms: object) -> tuple[str, ...]:
+    """The forms that narrow layers may have, the one with less work first.
+
+    Raises:
+        InvalidInputError: There is none, one is not known, or one is listed twice.
+    """
+    if not isinstance(forms, tuple | list) or not forms:
+        raise InvalidInputError(f"narrow_form must be a list of {', '.join(NARROW_FORMS)}, got {shown(forms)}")
+    for form in forms:
+        if form not in NARROW_FORMS:
+            raise unknown_name("narrow_form", str(form), NARROW_FORMS)
+    if len(set(forms)) < len(forms):
+        raise InvalidInputError(f"narrow_form lists a form twice in {', '.join(forms)}; leave one out")
+    return tuple(form for form in NARROW_FORMS if form in forms)
+
+
 def check_narrow_layers(num_narrow_layers: tuple[int, ...], num_layers: tuple[int, ...]) -> None:
     """Checks numbers of narrow layers, the most first, against numbers of layers, the fewest first.
 
@@ -61,16 +77,18 @@ def check_narrow_layers(num_narrow_layers: tuple[int, ...], num_layers: tuple[in
         )
 
 
-def read_choices(name: str, entry: object) -> tuple[int, ...]:
+def read_choices(name: str, entry: object) -> tuple[Any, ...]:
     """Reads a dimension's entry in a file: a number, a list, a range, or its word ("derived", "hidden").
 
-    Numbers are left for :func:`checked_choices` to check.
+    Numbers are left for :func:`checked_choices` to check, and the forms of narrow layers for :func:`checked_forms`.
 
     Raises:
         InvalidInputError: A word is unknown, the list is empty, or the range is not one.
     """
     if name == "num_heads" and entry == "derived":
         return ()
+    if name == "narrow_form":
+        return tuple(entry) if isinstance(entry, list) else (entry,)
     if isinstance(entry, dict):
         return _read_range(name, entry)
     words = {"hidden": AS_HIDDEN} if name == "embedding_size" else {}

@@ -10,15 +10,17 @@ A space is a value object. A user's own space is a small TOML file::
     num_heads = "derived"                              # optional: hidden_size / head_size heads; or choices of its own
     embedding_size = [64, 128, "hidden"]               # optional: "hidden", as wide as hidden_size; or choices
     num_narrow_layers = { min = 0, max = 2 }           # optional: how many of the last layers are narrow; 0 by default
+    narrow_form = "sparse-queries"                     # optional: that one, "context-first", or a list of both
 
 The JSON form of a space (:meth:`SearchSpace.to_dict`) has the same keys. In Python an empty ``num_heads`` means
 derived, and the ``embedding_size`` 0 (:data:`AS_HIDDEN`) means as wide as ``hidden_size``; 0 stands last in its
 dimension, as the widest choice it mostly is.
 
-Narrow layers (NarrowBERT's SparseQueries, Li et al., 2023, arXiv 2301.04761) update chosen positions only. They have
-the weights of full ones, so that their number is one more size. At least one layer is full: where more are chosen than
-that leaves, an encoder has the largest number listed that it can have. Narrow layers compute least, so that their
-choices stand from the most to the fewest.
+Narrow layers (NarrowBERT, Li et al., 2023, arXiv 2301.04761) update chosen positions only, in one of the two forms of
+:class:`search_spaces.architecture.UniformLayers`. They have the weights of full ones, so that their number is one more
+size. At least one layer is full: where more are chosen than that leaves, an encoder has the largest number listed that
+it can have. Narrow layers compute least, so that their choices stand from the most to the fewest; where none is narrow
+the form says nothing.
 """
 
 import bisect
@@ -29,13 +31,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search_spaces.architecture import MAX_SIZE, Architecture
-from search_spaces.choices import AS_HIDDEN, check_narrow_layers, checked_choices, read_choices, summary
+from search_spaces.architecture import MAX_SIZE, NARROW_FORMS, Architecture
+from search_spaces.choices import (
+    AS_HIDDEN,
+    check_narrow_layers,
+    checked_choices,
+    checked_forms,
+    read_choices,
+    summary,
+)
 from search_spaces.enumerable import Enumerable
 from search_spaces.errors import InvalidInputError, shown, unknown_name
 
 SPACE_SCHEMA_VERSION = 1
-OPTIONAL = ("num_heads", "embedding_size", "num_narrow_layers")
+OPTIONAL = ("num_heads", "embedding_size", "num_narrow_layers", "narrow_form")
 MAX_NAME = 100
 
 # AutoTinyBERT's mutation (Yin et al., 2021): how likely a dimension moves, and by how many choices at most.
@@ -48,6 +57,7 @@ MUTATION = {
     "head_size": (0.25, 2),
     "embedding_size": (0.25, 2),
     "num_narrow_layers": (0.25, 1),
+    "narrow_form": (0.25, 1),
 }
 DIMENSIONS = tuple(MUTATION)
 
@@ -65,10 +75,11 @@ class SearchSpace(Enumerable):
         head_size: Choices for the width of a head.
         embedding_size: Choices for the width of the embedding tables; 0: as wide as ``hidden_size``.
         num_narrow_layers: Choices for how many of the last layers are narrow, the most first.
+        narrow_form: Choices for how they are narrow.
 
     Raises:
-        InvalidInputError: A choice breaks a bound or is listed twice, derived heads do not divide a hidden size, or
-            narrow layers leave no full one.
+        InvalidInputError: A choice breaks a bound or is listed twice, derived heads do not divide a hidden size, narrow
+            layers leave no full one, or a form is listed where no layer is narrow.
     """
 
     name: str
@@ -79,15 +90,22 @@ class SearchSpace(Enumerable):
     head_size: tuple[int, ...] = (32,)
     embedding_size: tuple[int, ...] = (AS_HIDDEN,)
     num_narrow_layers: tuple[int, ...] = (0,)
+    narrow_form: tuple[str, ...] = NARROW_FORMS[:1]
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 1 <= len(self.name) <= MAX_NAME or not self.name.isprintable():
             raise InvalidInputError(
                 f"a space's name must be 1 to {MAX_NAME} printable characters, got {shown(self.name)}"
             )
-        for name in DIMENSIONS:
+        for name in DIMENSIONS[:-1]:
             object.__setattr__(self, name, checked_choices(name, getattr(self, name)))
+        object.__setattr__(self, "narrow_form", checked_forms(self.narrow_form))
         check_narrow_layers(self.num_narrow_layers, self.num_layers)
+        if not self.has_narrowing and self.narrow_form != NARROW_FORMS[:1]:
+            raise InvalidInputError(
+                "narrow_form says how layers are narrow, and none is; list num_narrow_layers above 0, or leave "
+                "narrow_form out"
+            )
         if self.num_heads:
             width = self.num_heads[-1] * self.head_size[-1]
             if width > MAX_SIZE:
@@ -102,7 +120,7 @@ class SearchSpace(Enumerable):
                 )
 
     @property
-    def dimensions(self) -> dict[str, tuple[int, ...]]:
+    def dimensions(self) -> dict[str, tuple[Any, ...]]:
         """What a sampler chooses: every dimension with at least two choices, the smallest encoders' first."""
         return {name: getattr(self, name) for name in DIMENSIONS if len(getattr(self, name)) > 1}
 
@@ -117,7 +135,7 @@ class SearchSpace(Enumerable):
         return self.num_narrow_layers[0] > 0
 
     def with_narrowing(self) -> "SearchSpace":
-        """The same space with every number of narrow layers that leaves a full one.
+        """The same space with every number of narrow layers that leaves a full one, in both forms.
 
         Raises:
             InvalidInputError: Its encoders have one layer, which has to be full.
@@ -129,13 +147,13 @@ class SearchSpace(Enumerable):
                 "choose a space with more layers"
             )
         choices = tuple(range(most, -1, -1))
-        if choices == self.num_narrow_layers:
+        if (choices, NARROW_FORMS) == (self.num_narrow_layers, self.narrow_form):
             return self
         suffix = "-narrow"
         name = self.name if self.name.endswith(suffix) else self.name[: MAX_NAME - len(suffix)] + suffix
-        return replace(self, name=name, num_narrow_layers=choices)
+        return replace(self, name=name, num_narrow_layers=choices, narrow_form=NARROW_FORMS)
 
-    def build(self, values: Mapping[str, int]) -> Architecture:
+    def build(self, values: Mapping[str, Any]) -> Architecture:
         """Makes the architecture of one choice for every dimension in :attr:`dimensions`.
 
         Args:
@@ -160,33 +178,32 @@ class SearchSpace(Enumerable):
             num_narrow_layers=next(
                 count for count in self.num_narrow_layers if count <= min(chosen["num_narrow_layers"], deepest)
             ),
+            narrow_form=chosen["narrow_form"],
         )
 
-    def values(self, architecture: Architecture) -> dict[str, int]:
+    def values(self, architecture: Architecture) -> dict[str, Any]:
         """The choice of each dimension in :attr:`dimensions` that :meth:`build` makes this architecture of.
 
         Raises:
             InvalidInputError: The architecture is not in the space; the text says why.
         """
-        layer = architecture.bert_layer
-        if layer is None:
-            raise self._not_in(architecture, "its layers are not all alike, attention then feed-forward")
-        num_sublayers = 2 * architecture.num_layers
-        num_narrow_layers, rest = divmod(num_sublayers - (architecture.narrow_from or num_sublayers), 2)
-        if rest:
-            raise self._not_in(architecture, "it becomes narrow within a layer")
-        attention, feed_forward = layer
+        layers = architecture.uniform
+        if layers is None:
+            law = "its layers are not all alike, attention then feed-forward, and narrow from a layer on"
+            raise self._not_in(architecture, law)
+        attention = layers.attention
         embedding_size = architecture.embedding_size
         if embedding_size == architecture.hidden_size and AS_HIDDEN in self.embedding_size:
             embedding_size = AS_HIDDEN
         values = {
-            "num_layers": architecture.num_layers,
+            "num_layers": layers.num_layers,
             "hidden_size": architecture.hidden_size,
-            "intermediate_size": feed_forward.intermediate_size,
+            "intermediate_size": layers.feed_forward.intermediate_size,
             "num_heads": attention.num_heads,
             "head_size": attention.head_size,
             "embedding_size": embedding_size,
-            "num_narrow_layers": num_narrow_layers,
+            "num_narrow_layers": layers.num_narrow_layers,
+            "narrow_form": layers.narrow_form if layers.num_narrow_layers else self.narrow_form[0],
         }
         if not self.num_heads:
             del values["num_heads"]
@@ -206,13 +223,14 @@ class SearchSpace(Enumerable):
                 index, place = divmod(index, len(choices))
                 values[name] = choices[place]
         depth_place, width = divmod(index, widths_up_to[-1])
-        num_layers, num_narrow_layers = self._depths()[depth_place]
+        num_layers, num_narrow_layers, narrow_form = self._depths()[depth_place]
         hidden_place = bisect.bisect_right(widths_up_to, width)
         hidden_size = self.hidden_size[hidden_place]
         place = width - (widths_up_to[hidden_place - 1] if hidden_place else 0)
         values |= {
             "num_layers": num_layers,
             "num_narrow_layers": num_narrow_layers,
+            "narrow_form": narrow_form,
             "hidden_size": hidden_size,
             "embedding_size": self.embedding_size[place],  # the last, as hidden, is out of reach where listed twice
         }
@@ -273,8 +291,8 @@ class SearchSpace(Enumerable):
         """
         kept: dict[str, tuple[int, ...]] = {}
         for name, bound in upper.items():
-            if name not in DIMENSIONS:
-                raise unknown_name("dimension", str(name), DIMENSIONS)
+            if name not in (sizes := DIMENSIONS[:-1]):
+                raise unknown_name("dimension", str(name), sizes)
             if name == "num_heads" and not self.num_heads:
                 raise InvalidInputError(f"num_heads is derived in {self.name!r}; bound hidden_size instead")
             if not isinstance(bound, int) or isinstance(bound, bool):
@@ -289,14 +307,15 @@ class SearchSpace(Enumerable):
         most = kept.get("num_layers", self.num_layers)[-1] - 1
         narrow = kept.get("num_narrow_layers", self.num_narrow_layers)
         kept["num_narrow_layers"] = tuple(count for count in narrow if count <= most)
-        return replace(self, **kept)  # type: ignore[arg-type]  # every key is a dimension, checked above
+        forms = self.narrow_form if any(kept["num_narrow_layers"]) else NARROW_FORMS[:1]
+        return replace(self, narrow_form=forms, **kept)  # type: ignore[arg-type]  # every key is a dimension
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; :meth:`from_dict` restores an equal value. Without narrowing it says nothing of it."""
         data: dict[str, Any] = {"schema_version": SPACE_SCHEMA_VERSION, "name": self.name}
         data |= {name: list(getattr(self, name)) for name in DIMENSIONS}
-        if self.num_narrow_layers == (0,):
-            del data["num_narrow_layers"]
+        if not self.has_narrowing:
+            del data["num_narrow_layers"], data["narrow_form"]
         data["num_heads"] = list(self.num_heads) or "derived"
         data["embedding_size"] = [size or "hidden" for size in self.embedding_size]
         return data
@@ -336,15 +355,21 @@ class SearchSpace(Enumerable):
             itertools.accumulate(len(self.embedding_size) - self._lists_twice(size) for size in self.hidden_size)
         )
 
-    def _depths(self) -> list[tuple[int, int]]:
-        """The distinct pairs of a number of layers and how many of them are narrow."""
-        return [(layers, narrow) for layers in self.num_layers for narrow in self.num_narrow_layers if narrow < layers]
+    def _depths(self) -> list[tuple[int, int, str]]:
+        """The distinct numbers of layers, with how many of them are narrow and in which form."""
+        return [
+            (layers, narrow, form)
+            for layers in self.num_layers
+            for narrow in self.num_narrow_layers
+            for form in (self.narrow_form if narrow else self.narrow_form[:1])
+            if narrow < layers
+        ]
 
     def _listed(self, name: str) -> str:
-        return summary(getattr(self, name), name)
+        return ", ".join(self.narrow_form) if name == "narrow_form" else summary(getattr(self, name), name)
 
-    def _choice(self, name: str, values: Mapping[str, int]) -> int:
-        choices: tuple[int, ...] = getattr(self, name)
+    def _choice(self, name: str, values: Mapping[str, Any]) -> Any:
+        choices: tuple[Any, ...] = getattr(self, name)
         if name not in values:
             if len(choices) > 1:
                 raise InvalidInputError(f"values must choose {name}, one of {self._listed(name)}")

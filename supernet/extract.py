@@ -44,8 +44,9 @@ def extract(supernet: Supernet | PartitionedSupernet | ChainSupernet, architectu
 @torch.no_grad()
 def sliced_weights(supernet: Supernet, architecture: Architecture) -> list[tuple[str, Tensor]]:
     """The encoder's parameters by name, as views of the supernet's weights (folded tables are new tensors)."""
-    assert architecture.bert_layer is not None
-    attention, feed_forward = architecture.bert_layer
+    uniform = architecture.uniform
+    assert uniform is not None
+    attention, inner_size = uniform.attention, uniform.feed_forward.intermediate_size
     size, hidden_size = architecture.embedding_size, architecture.hidden_size
     embeddings = supernet.embeddings
     weights = [
@@ -56,18 +57,17 @@ def sliced_weights(supernet: Supernet, architecture: Architecture) -> list[tuple
     if size != hidden_size:
         assert embeddings.project is not None
         weights += _named("embeddings.project", embeddings.project.sliced(hidden_size, size))
-    for place, index in enumerate(supernet.select_layers(architecture.num_layers)):
+    for layer, index in enumerate(supernet.select_layers(uniform.num_layers)):
         module = supernet.layer(index).attention
-        name = f"blocks.0.sublayers.{2 * place}"
+        name, feed_name = (f"blocks.0.sublayers.{place}" for place in uniform.places(layer))
         for part in ("query", "key", "value"):
             weights += _named(f"{name}.{part}", module.sliced_input(getattr(module, part), attention, hidden_size))
         weights += _named(f"{name}.output", module.sliced_output(attention, hidden_size))
         weights += _named(f"{name}.norm", module.norm.sliced(hidden_size))
         feed = supernet.layer(index).feed_forward
-        name = f"blocks.0.sublayers.{2 * place + 1}"
-        weights += _named(f"{name}.up", feed.up.sliced(feed_forward.intermediate_size, hidden_size))
-        weights += _named(f"{name}.down", feed.down.sliced(hidden_size, feed_forward.intermediate_size))
-        weights += _named(f"{name}.norm", feed.norm.sliced(hidden_size))
+        weights += _named(f"{feed_name}.up", feed.up.sliced(inner_size, hidden_size))
+        weights += _named(f"{feed_name}.down", feed.down.sliced(hidden_size, inner_size))
+        weights += _named(f"{feed_name}.norm", feed.norm.sliced(hidden_size))
     return weights
 
 

@@ -22,25 +22,24 @@ def space_of(architecture: Architecture) -> SearchSpace:
     """The space that holds one architecture only.
 
     Raises:
-        InvalidInputError: Its layers are not all alike, or it becomes narrow within a layer.
+        InvalidInputError: Its layers are not all alike, or it becomes narrow within one.
     """
-    layer, num_sublayers = architecture.bert_layer, len(architecture.sublayers)
-    narrow_from = num_sublayers if architecture.narrow_from is None else architecture.narrow_from
-    if layer is None or narrow_from % 2:
+    layers = architecture.uniform
+    if layers is None:
         raise InvalidInputError(
             f"{architecture.key()} cannot be trained alone: its layers must all be alike, attention then feed-forward, "
-            "and become narrow between two layers"
+            "and become narrow between two layers or between all attentions and all feed-forwards of the last ones"
         )
-    attention, feed_forward = layer
     return SearchSpace(
         architecture.key(),
-        num_layers=(architecture.num_layers,),
+        num_layers=(layers.num_layers,),
         hidden_size=(architecture.hidden_size,),
-        intermediate_size=(feed_forward.intermediate_size,),
-        num_heads=(attention.num_heads,),
-        head_size=(attention.head_size,),
+        intermediate_size=(layers.feed_forward.intermediate_size,),
+        num_heads=(layers.attention.num_heads,),
+        head_size=(layers.attention.head_size,),
         embedding_size=(architecture.embedding_size,),
-        num_narrow_layers=((num_sublayers - narrow_from) // 2,),
+        num_narrow_layers=(layers.num_narrow_layers,),
+        narrow_form=(layers.narrow_form,),
     )
 
 
@@ -70,15 +69,16 @@ def from_encoder(encoder: Encoder, mlm_head: Mapping[str, Tensor] | None = None)
 def check_fits(space: SearchSpace, teacher: Teacher) -> None:
     """Raises InvalidInputError where the space's largest architecture is not a part of the teacher's."""
     largest, source = largest_envelope(space), teacher.encoder.architecture
-    assert largest.bert_layer is not None
-    assert source.bert_layer is not None
+    ours, theirs = largest.uniform, source.uniform
+    assert ours is not None
+    assert theirs is not None
     embedding_size = max(size or largest.hidden_size for size in space.embedding_size)
     pairs = {
-        "num_layers": (largest.num_layers, source.num_layers),
+        "num_layers": (ours.num_layers, theirs.num_layers),
         "hidden_size": (largest.hidden_size, source.hidden_size),
-        "intermediate_size": (largest.bert_layer[1].intermediate_size, source.bert_layer[1].intermediate_size),
-        "num_heads": (largest.bert_layer[0].num_heads, source.bert_layer[0].num_heads),
-        "head_size": (largest.bert_layer[0].head_size, source.bert_layer[0].head_size),
+        "intermediate_size": (ours.feed_forward.intermediate_size, theirs.feed_forward.intermediate_size),
+        "num_heads": (ours.attention.num_heads, theirs.attention.num_heads),
+        "head_size": (ours.attention.head_size, theirs.attention.head_size),
         "embedding_size": (embedding_size, source.embedding_size),
     }
     for name, (wanted, available) in pairs.items():
@@ -132,9 +132,13 @@ def inherit(target: Supernet, source: Supernet) -> None:
 
 
 def _inherit_layer(target: SupernetLayer, source: SupernetLayer, largest: Architecture) -> None:
-    assert largest.bert_layer is not None
-    attention, feed_forward = largest.bert_layer
-    hidden_size, intermediate_size = largest.hidden_size, feed_forward.intermediate_size
+    layers = largest.uniform
+    assert layers is not None
+    attention, hidden_size, intermediate_size = (
+        layers.attention,
+        largest.hidden_size,
+        layers.feed_forward.intermediate_size,
+    )
     ours, theirs = target.attention, source.attention
     for name in ("query", "key", "value"):
         _copy(getattr(ours, name), theirs.sliced_input(getattr(theirs, name), attention, hidden_size))

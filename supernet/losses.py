@@ -110,7 +110,9 @@ def hidden_loss(student: States, target: States, mask: Tensor, maps: OutputMaps,
         maps: From the subnet's last state to the target's width.
         kept: The positions of the subnet's narrow states, where it has some.
     """
-    places = select_layers(len(student.hidden), len(target.hidden), "alternate")
+    num_layers = max(len(student.layers), len(student.hidden))
+    *depths, last = select_layers(num_layers, len(target.hidden), "alternate")
+    places = [*depths[: len(student.hidden) - 1], last]  # a ContextFirst end has no states but its last
     shares = []
     for number, (hidden, place) in enumerate(zip(student.hidden, places, strict=True)):
         wanted, weight = _at(target.hidden[place], mask, kept if number >= student.num_full else None)

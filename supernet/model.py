@@ -2,9 +2,9 @@
 
 ``Supernet.forward`` takes the architecture with the batch and keeps no state between calls.
 
-A narrow layer (NarrowBERT, Li et al., 2023, arXiv 2301.04761) takes the same weights as a full one, its keys and
-values from the output of the last full layer. So the weights hold every narrow form of their encoders, whether they
-were trained for it or not.
+A narrow layer (NarrowBERT, Li et al., 2023, arXiv 2301.04761) takes the same weights as a full one: in SparseQueries
+with keys and values from the output of the last full layer, in ContextFirst with its feed-forward behind all
+attentions. So the weights hold every narrow form of their encoders, whether they were trained for it or not.
 
 Shapes: B batch, T tokens, M positions that narrow layers keep, D hidden, N heads, K head width, L layers, V vocabulary.
 """
@@ -72,10 +72,11 @@ class States:
     """What a forward pass leaves for distillation.
 
     Attributes:
-        hidden: Hidden states after each kept layer, each (B, T, D), behind a narrow layer (B, M, D).
-        layers: Index of the supernet layer behind each of them.
-        relations: q, k and v of the last layer, each (B, N, T, K), where they were asked for; q of a narrow layer is
-            (B, N, M, K).
+        hidden: Hidden states after each kept layer, each (B, T, D), behind a narrow layer (B, M, D). Of layers whose
+            attentions stand before their feed-forwards (ContextFirst) only the last one has a state.
+        layers: Index of each kept layer in the supernet.
+        relations: q, k and v of the last layer, each (B, N, T, K), where they were asked for; q of a narrow attention
+            is (B, N, M, K).
         num_full: How many of ``hidden``, the first ones, are of all positions; all of them where -1 is given.
         positions: Which positions the others are of, int64 (B, M); None where there are no others.
     """
@@ -115,10 +116,11 @@ class SupernetLayer(nn.Module):
 
     def __init__(self, largest: Architecture, text: TextSpec, widths: tuple[int, ...]) -> None:
         super().__init__()
-        assert largest.bert_layer is not None
-        attention, feed_forward = largest.bert_layer
-        self.attention = ElasticAttention(attention, largest.hidden_size, text.layer_norm_eps, widths)
-        self.feed_forward = ElasticFeedForward(feed_forward.intermediate_size, largest.hidden_size, text, widths)
+        layers = largest.uniform
+        assert layers is not None
+        size, inner_size = largest.hidden_size, layers.feed_forward.intermediate_size
+        self.attention = ElasticAttention(layers.attention, size, text.layer_norm_eps, widths)
+        self.feed_forward = ElasticFeedForward(inner_size, size, text, widths)
 
 
 class Supernet(nn.Module):
@@ -196,13 +198,13 @@ class Supernet(nn.Module):
             InvalidInputError: The text is longer than the position table, or a position is not in the text.
         """
         check_text(self.config.text, input_ids)
-        assert architecture.bert_layer is not None
-        attention, feed_forward = architecture.bert_layer
+        uniform = architecture.uniform
+        assert uniform is not None
+        attention, inner_size = uniform.attention, uniform.feed_forward.intermediate_size
         mask = key_mask(attention_mask)
-        layers = self.select_layers(architecture.num_layers)
-        num_full = len(layers) if architecture.narrow_from is None else architecture.narrow_from // 2
+        layers = self.select_layers(uniform.num_layers)
         index: Tensor | None = None
-        if num_full < len(layers):
+        if uniform.num_narrow_layers:
             index = input_ids.new_zeros(len(input_ids), 1)
             index = index if positions is None else check_positions(positions, input_ids)
         hidden: Tensor = self.embeddings(
@@ -212,15 +214,21 @@ class Supernet(nn.Module):
             hidden_size=architecture.hidden_size,
             summed=summed,
         )
-        states = States(layers=layers, num_full=num_full, positions=index)
+        states = States(layers=layers, num_full=uniform.num_full_layers, positions=index)
         source: Tensor | None = None
         for place, layer in enumerate(map(self.layer, layers)):
-            if place == num_full:
+            if place == states.num_full and not uniform.is_context_first:
                 source, hidden = hidden, take(hidden, index)
             if with_relations and place == len(layers) - 1:
                 states.relations = layer.attention.projections(hidden, attention, source)
             hidden = layer.attention(hidden, mask, attention, source)
-            hidden = layer.feed_forward(hidden, feed_forward.intermediate_size)
+            if place < states.num_full or not uniform.is_context_first:
+                hidden = layer.feed_forward(hidden, inner_size)
+                states.hidden.append(hidden)
+        if uniform.is_context_first:
+            hidden = take(hidden, index)
+            for layer in map(self.layer, layers[states.num_full :]):
+                hidden = layer.feed_forward(hidden, inner_size)
             states.hidden.append(hidden)
         return states
 

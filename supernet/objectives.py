@@ -81,8 +81,9 @@ def check_losses(weights: LossWeights, space: SearchSpace, teacher: Teacher | No
 
 
 def _check_heads(space: SearchSpace, teacher: Teacher) -> None:
-    assert teacher.encoder.architecture.bert_layer is not None
-    wanted = teacher.encoder.architecture.bert_layer[0].num_heads
+    layers = teacher.encoder.architecture.uniform
+    assert layers is not None
+    wanted = layers.attention.num_heads
     derived = {hidden_size // head_size for hidden_size in space.hidden_size for head_size in space.head_size}
     found = sorted(space.num_heads or derived)
     if found != [wanted]:

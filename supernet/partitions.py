@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import NARROW_FORMS, Architecture
 from search_spaces.errors import InvalidInputError
 from search_spaces.space import MAX_NAME, SearchSpace
 from supernet.model import States, Supernet, SupernetConfig
@@ -48,9 +49,10 @@ def split_space(space: SearchSpace, count: int) -> tuple[SearchSpace, ...]:
 
 def _part(space: SearchSpace, dimension: str, choices: tuple[int, ...], suffix: str) -> SearchSpace:
     name = space.name[: MAX_NAME - len(suffix)] + suffix
-    fields: dict[str, tuple[int, ...]] = {dimension: choices}
+    fields: dict[str, tuple[Any, ...]] = {dimension: choices}
     if dimension == "num_layers":  # a shallow part has fewer numbers of narrow layers to choose from
         fields["num_narrow_layers"] = tuple(count for count in space.num_narrow_layers if count < choices[-1])
+        fields["narrow_form"] = space.narrow_form if any(fields["num_narrow_layers"]) else NARROW_FORMS[:1]
     return replace(space, name=name, **fields)
 
 

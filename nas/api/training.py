@@ -66,7 +66,7 @@ def train(
         objective: ``distil`` (hidden states and sentences of the teacher), ``mlm`` (masked tokens; the teacher, where
             there is one, only gives the first weights) or ``kd`` (AutoTinyBERT's: attention scores and last states);
             by default distil with a teacher and mlm without.
-        narrow: Whether the space gets every number of narrow layers.
+        narrow: Whether the space gets every number of narrow layers, in both forms.
         partitions: Into how many disjoint parts, each with weights of its own, the space is split after a third of the
             budget.
         shrink: Whether the training of a chain space is progressively confined to the best blocks of every size.

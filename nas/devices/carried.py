@@ -182,6 +182,10 @@ def _outside_uniform(space: SearchSpace, seen: Sequence[Architecture]) -> Iterat
     rows = [_sizes(architecture) for architecture in seen]
     for name, reach in _reach(space).items():
         yield from _beyond(name, reach, [row[name] for row in rows])
+    layers = [architecture.uniform for architecture in seen]
+    forms = {of.narrow_form for of in layers if of is not None and of.num_narrow_layers}
+    if space.has_narrowing and (missing := [form for form in space.narrow_form if form not in forms]):
+        yield f"{', '.join(missing)} layers, of which none was measured"
     widths = {heads * size for heads in space.num_heads for size in space.head_size}
     if _differ(widths, space.hidden_size) and all(
         row["num_heads"] * row["head_size"] == row["hidden_size"] for row in rows
@@ -220,17 +224,16 @@ def _reach(space: SearchSpace) -> dict[str, tuple[int, int]]:
 
 def _sizes(architecture: Architecture) -> dict[str, int]:
     """A uniform encoder's sizes."""
-    layer, narrow_from = architecture.bert_layer, architecture.narrow_from
-    assert layer is not None  # it is of a uniform space
-    attention, feed_forward = layer
+    layers = architecture.uniform
+    assert layers is not None  # it is of a uniform space
     return {
-        "num_layers": architecture.num_layers,
+        "num_layers": layers.num_layers,
         "hidden_size": architecture.hidden_size,
-        "intermediate_size": feed_forward.intermediate_size,
-        "num_heads": attention.num_heads,
-        "head_size": attention.head_size,
+        "intermediate_size": layers.feed_forward.intermediate_size,
+        "num_heads": layers.attention.num_heads,
+        "head_size": layers.attention.head_size,
         "embedding_size": architecture.embedding_size,
-        "num_narrow_layers": 0 if narrow_from is None else architecture.num_layers - narrow_from // 2,
+        "num_narrow_layers": layers.num_narrow_layers,
     }
 
 

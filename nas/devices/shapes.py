@@ -56,6 +56,9 @@ def extremes(space: Space) -> list[Architecture]:
     for name, choices in space.dimensions.items():
         for corner, value in ((corners[0], choices[-1]), (corners[1], choices[0])):
             corners.append(space.build({**space.values(corner), name: value}))
+    if "narrow_form" in space.dimensions:  # where many layers are narrow
+        many = space.values(corners[1]) | {"num_narrow_layers": space.num_narrow_layers[0]}
+        corners += [space.build(many | {"narrow_form": form}) for form in space.narrow_form]
     return list(dict.fromkeys(corners))
 
 

@@ -174,11 +174,14 @@ def describe(architecture: Architecture) -> str:
     """Says a shape in words."""
     narrow_from, total = architecture.narrow_from, len(architecture.sublayers)
     narrow = "" if narrow_from is None else f"; the last {total - narrow_from} of {total} sub-layers are narrow"
-    if architecture.bert_layer is not None:
-        attention, feed_forward = architecture.bert_layer
+    layers = architecture.uniform
+    if layers is not None:
+        if layers.is_context_first:
+            narrow += f": the feed-forwards of the last {layers.num_narrow_layers} layers, behind all attentions"
         return (
-            f"{architecture.num_layers} layers, hidden size {architecture.hidden_size}, {attention.num_heads} heads of "
-            f"{attention.head_size}, feed-forward size {feed_forward.intermediate_size}{narrow}"
+            f"{layers.num_layers} layers, hidden size {architecture.hidden_size}, "
+            f"{layers.attention.num_heads} heads of {layers.attention.head_size}, "
+            f"feed-forward size {layers.feed_forward.intermediate_size}{narrow}"
         )
     blocks = (
         f"hidden size {block.hidden_size}: " + ", ".join(_name_sublayer(sublayer) for sublayer in block.sublayers)

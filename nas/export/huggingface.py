@@ -61,8 +61,8 @@ _PARTS = {
 
 def model_class(architecture: Architecture, head: TaskHead | None = None) -> ModelClass:
     """Names the Hugging Face class that an architecture, with a task's head on it, is exported as."""
-    family, layer = "ChainEncoder", architecture.bert_layer
-    if layer is not None and layer[0].width == architecture.hidden_size and architecture.narrow_from is None:
+    family, layers = "ChainEncoder", architecture.uniform
+    if layers and layers.attention.width == architecture.hidden_size and not layers.num_narrow_layers:
         family = "Bert" if architecture.embedding_size == architecture.hidden_size else "Electra"
     if head is None:
         return f"{family}Model"  # type: ignore[return-value]  # the three that end so
@@ -111,13 +111,13 @@ def hub_config(architecture: Architecture, text: TextSpec, head: TaskHead | None
             "blocks": architecture.to_dict()["blocks"],
             "narrow_from": architecture.narrow_from,
         }
-    assert architecture.bert_layer is not None
-    attention, feed_forward = architecture.bert_layer
+    layers = architecture.uniform
+    assert layers is not None
     return config | {
         "model_type": "bert" if kind.startswith("Bert") else "electra",
-        "num_hidden_layers": architecture.num_layers,
-        "num_attention_heads": attention.num_heads,
-        "intermediate_size": feed_forward.intermediate_size,
+        "num_hidden_layers": layers.num_layers,
+        "num_attention_heads": layers.attention.num_heads,
+        "intermediate_size": layers.feed_forward.intermediate_size,
     }
 
 

@@ -140,19 +140,23 @@ def label_order(teacher: TaskSpec, task: TaskSpec) -> list[int]:
 
 def layer_ends(architecture: Architecture) -> list[int]:
     """The last sub-layer of each layer of a BERT-like encoder; of another shape every sub-layer."""
-    chain = len(architecture.sublayers)
-    return list(range(1, chain, 2)) if architecture.bert_layer is not None else list(range(chain))
+    layers = architecture.uniform
+    if layers is None:
+        return list(range(len(architecture.sublayers)))
+    return [layers.places(number)[1] for number in range(layers.num_layers)]
 
 
 def match_layers(student: Architecture, teacher: Architecture) -> Matches:
     """Which of the teacher's layers each layer of a BERT-like student learns; of another shape the last alone.
 
-    The choice is the one by which a supernet's layers stand for its teacher's.
+    The choice is the one by which a supernet's layers stand for its teacher's. Of layers whose attentions stand first
+    (ContextFirst) only the last has a state like a teacher's.
     """
-    ends, total = layer_ends(student), len(layer_ends(teacher))
-    if student.bert_layer is None or len(ends) > total:
+    ends, total, layers = layer_ends(student), len(layer_ends(teacher)), student.uniform
+    if layers is None or len(ends) > total:
         return ((ends[-1], total - 1),)
-    return tuple(zip(ends, select_layers(len(ends), total, "alternate"), strict=True))
+    matches = tuple(zip(ends, select_layers(len(ends), total, "alternate"), strict=True))
+    return (*matches[: layers.num_full_layers], matches[-1]) if layers.is_context_first else matches
 
 
 @contextlib.contextmanager

@@ -79,8 +79,9 @@ def _proportioned(shapes: Sequence[Architecture]) -> list[Architecture]:
 
 
 def _proportion(shape: Architecture) -> float:
-    assert shape.bert_layer is not None
-    return shape.bert_layer[1].intermediate_size / shape.hidden_size
+    layers = shape.uniform
+    assert layers is not None
+    return layers.feed_forward.intermediate_size / shape.hidden_size
 
 
 def _filling(space: SearchSpace, depth: int, fits: Fits) -> list[Architecture]:

@@ -46,10 +46,12 @@ class FastRule:
         self.size = len(self._sizes) * math.prod(map(len, self._free.values()))
 
     def __contains__(self, architecture: Architecture) -> bool:
-        layer, size = architecture.bert_layer, architecture.hidden_size
-        if layer is None:
+        layers, size = architecture.uniform, architecture.hidden_size
+        if layers is None:
             return False
-        return _is_attention(size, layer[0].width) and _is_feed_forward(size, layer[1].intermediate_size)
+        return _is_attention(size, layers.attention.width) and _is_feed_forward(
+            size, layers.feed_forward.intermediate_size
+        )
 
     def sample(self, rng: random.Random) -> Architecture:
         """Draws one architecture that keeps to the rule, all sizes of layers alike likely."""

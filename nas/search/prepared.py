@@ -207,8 +207,10 @@ def _check_within(space: Space, whole: Space) -> None:
     """Checks that a space holds only what a supernet holds, by its extremes and each choice beside one of them."""
     shapes = [space.smallest(), space.largest()]
     for name, choices in space.dimensions.items():
-        corner = shapes[name == "num_narrow_layers"]  # beside the largest, where every number of them can be
-        shapes += [space.build({**space.values(corner), name: choice}) for choice in choices]
+        values = space.values(shapes[name in ("num_narrow_layers", "narrow_form")])  # the largest can have any
+        if name == "narrow_form":
+            values["num_narrow_layers"] = space.dimensions.get("num_narrow_layers", (1,))[0]
+        shapes += [space.build({**values, name: choice}) for choice in choices]
     for shape in shapes:
         if shape not in whole:
             listed = {name: value for name, value in whole.to_dict().items() if name not in ("schema_version", "name")}

@@ -130,7 +130,7 @@ class SearchRequest:
         max_size_mb: The largest model file, likewise.
         supernet: Folder of the supernet; None for the one that ships.
         space: The part of the supernet's space to search; None for all of it.
-        narrow: Whether the space gets every number of narrow layers.
+        narrow: Whether the space gets every number of narrow layers, in both forms.
         sampler: One of ``SAMPLERS``; None for what suits the supernet.
         compare_samplers: Samplers that shall search beside each other, each with all evaluations; empty where
             ``sampler`` searches alone.

@@ -29,9 +29,9 @@ def predict_all(architecture: Architecture) -> tuple[Latency, ...]:
 
 def quality(architecture: Architecture) -> float:
     """Grows with every size, ever more slowly; best proportions lie in between."""
-    layer = architecture.bert_layer
-    assert layer is not None
-    hidden, wide = architecture.hidden_size, layer[1].intermediate_size
+    layers = architecture.uniform
+    assert layers is not None
+    hidden, wide = architecture.hidden_size, layers.feed_forward.intermediate_size
     balance = math.log(wide / (1.5 * hidden)) ** 2
     return 1 - 0.5 / architecture.num_layers - 8 / hidden - 0.03 * balance
 

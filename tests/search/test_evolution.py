@@ -95,9 +95,9 @@ def test_fast_proposals_keep_to_the_rule(budget_s):
     asked = replace(problem(budget_s), space=FINE)
     parents = [trial(child, place) for place, child in enumerate(proposals(asked, [], POPULATION, is_fast=True))]
     for child in proposals(asked, parents, 60, is_fast=True):
-        layer = child.bert_layer
-        assert 1.6 * child.hidden_size <= layer[1].intermediate_size <= 1.9 * child.hidden_size
-        assert 0.7 * child.hidden_size <= layer[0].width <= child.hidden_size
+        layers = child.uniform
+        assert 1.6 * child.hidden_size <= layers.feed_forward.intermediate_size <= 1.9 * child.hidden_size
+        assert 0.7 * child.hidden_size <= layers.attention.width <= child.hidden_size
 
 
 def test_the_rule_s_size_is_what_it_draws_and_what_it_holds():
@@ -117,7 +117,7 @@ def test_fast_ends_where_the_rule_is_used_up():
 
 def test_the_stock_space_holds_the_sizes_that_are_named():
     drawn = FastRule(load_space("stock")).draws(random.Random(0))
-    shapes = {(shape.hidden_size, shape.bert_layer[1].intermediate_size) for shape in drawn}
+    shapes = {(shape.hidden_size, shape.uniform.feed_forward.intermediate_size) for shape in drawn}
     assert shapes == {
         (160, 256), (192, 320), (224, 384), (256, 448), (288, 512), (320, 512), (320, 576), (352, 576), (352, 640),
         (384, 640), (384, 704),

@@ -117,7 +117,8 @@ def test_a_chain_learns_a_task_too(chain_dir, task, tmp_path):
     kept = {block.block for candidates in kept_blocks().blocks for block in candidates}
     assert all(set(trial.architecture.blocks) <= kept for trial in result.trials)
     told = result.to_dict()["task_model"]
-    assert (told["split"], told["scores"]["accuracy"] > 0.8) == ("test", True)
+    assert told["split"] == "test"
+    assert told["scores"]["accuracy"] > result.chosen.trial.quality - 0.1  # whichever it chose
     assert load_task_model(result.chosen.model_dir).architecture.key() == result.chosen.key
 
 

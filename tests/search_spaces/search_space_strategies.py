@@ -16,6 +16,7 @@ from search_spaces import (
     SepConv,
     TextSpec,
 )
+from search_spaces.architecture import NARROW_FORMS
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**4_000),
@@ -54,6 +55,7 @@ uniform_architectures = st.integers(1, 4).flatmap(
         head_size=st.sampled_from([2, 4, 8]),
         embedding_size=st.sampled_from([4, 8, 16, 24]),
         num_narrow_layers=st.integers(0, num_layers - 1),
+        narrow_form=st.sampled_from(NARROW_FORMS),
     )
 )
 
@@ -77,6 +79,7 @@ def spaces(draw, *, aliases=True):
         head_size=draw(choices([2, 4, 8], 2)),
         embedding_size=draw(choices([AS_HIDDEN, 4, 8, 16] if aliases else [AS_HIDDEN, 4, 12])),
         num_narrow_layers=num_narrow_layers,
+        narrow_form=draw(choices(NARROW_FORMS)) if any(num_narrow_layers) else NARROW_FORMS[:1],
     )
 
 
@@ -94,9 +97,10 @@ texts = st.builds(
 def product_of(space):
     """The space by brute force: every combination of choices, duplicates gone."""
     found = set()
-    for layers, narrow, hidden, intermediate, heads, head_size, embedding in itertools.product(
+    for layers, narrow, form, hidden, intermediate, heads, head_size, embedding in itertools.product(
         space.num_layers,
         space.num_narrow_layers,
+        space.narrow_form,
         space.hidden_size,
         space.intermediate_size,
         space.num_heads or (None,),
@@ -112,6 +116,7 @@ def product_of(space):
                 head_size=head_size,
                 embedding_size=embedding or hidden,
                 num_narrow_layers=max(count for count in space.num_narrow_layers if count <= min(narrow, layers - 1)),
+                narrow_form=form,
             )
         )
     return found

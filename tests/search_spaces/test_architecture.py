@@ -9,6 +9,7 @@ from search_space_strategies import JUNK, architectures, raises_only_invalid_inp
 
 import search_spaces
 from search_spaces import Architecture, Attention, Block, FeedForward, InvalidInputError, SepConv, TextSpec
+from search_spaces.architecture import UniformLayers
 from search_spaces.errors import NasError, shown, unknown_name
 
 
@@ -45,26 +46,49 @@ def test_bert_is_a_chain_of_equal_layers():
     architecture = Architecture.bert(2, 64, 256, 4)
     layer = (Attention(4, 16), FeedForward(256))
     assert architecture == Architecture(64, (Block(64, layer * 2),))
-    assert architecture.bert_layer == layer
+    assert architecture.uniform == UniformLayers(2, *layer)
     assert architecture.num_layers == 2
     assert architecture.key() == "L2-D64-F256-H4x16"
     assert Architecture.bert(2, 64, 256, 4, embedding_size=32).key() == "L2-D64-F256-H4x16-E32"
 
 
 def test_bert_with_narrow_layers_narrows_the_last_ones():
-    assert Architecture.bert(4, 64, 256, 4, num_narrow_layers=3).narrow_from == 2
+    architecture = Architecture.bert(4, 64, 256, 4, num_narrow_layers=3)
+    assert architecture.narrow_from == 2
+    assert architecture.uniform == UniformLayers(4, Attention(4, 16), FeedForward(256), 3)
+    assert architecture.key() == "L4-D64-F256-H4x16-N2"
 
 
-def test_chains_that_are_no_bert_have_no_layer():
+def test_context_first_has_the_attentions_of_its_last_layers_before_their_feed_forwards():
+    """NarrowBERT's sfsf{10, s}:{10, f}."""
+    s, f = Attention(12, 64), FeedForward(3072)
+    architecture = Architecture.bert(12, 768, 3072, 12, num_narrow_layers=10, narrow_form="context-first")
+    assert architecture == Architecture(768, (Block(768, (s, f, s, f) + (s,) * 10 + (f,) * 10),), 14)
+    layers = architecture.uniform
+    assert layers == UniformLayers(12, s, f, 10, "context-first")
+    assert architecture.num_layers == 12
+    assert [layers.places(number) for number in (0, 1, 2, 11)] == [(0, 1), (2, 3), (4, 14), (13, 23)]
+    assert architecture.key() == "L12-D768-F3072-H12x64-C14"
+    without = Architecture.bert(2, 64, 256, 4, narrow_form="context-first")
+    assert without == Architecture.bert(2, 64, 256, 4)
+    assert without.uniform == UniformLayers(2, Attention(4, 16), FeedForward(256))
+
+
+def test_chains_that_are_no_bert_have_no_equal_layers():
     attention, feed_forward = Attention(4, 16), FeedForward(256)
     chains = [
         (attention,),
         (feed_forward, attention),
         (attention, feed_forward, attention, FeedForward(128)),
         (SepConv(3), feed_forward),
+        (attention, feed_forward, attention, attention, feed_forward, feed_forward),
     ]
-    assert all(Architecture(64, (Block(64, chain),)).bert_layer is None for chain in chains)
-    assert Architecture(64, (Block(64, (attention, feed_forward)),) * 2).bert_layer is None
+    assert all(Architecture(64, (Block(64, chain),)).uniform is None for chain in chains)
+    assert Architecture(64, (Block(64, (attention, feed_forward)),) * 2).uniform is None
+    turns, rest = (attention, feed_forward), (attention, attention, feed_forward, feed_forward)
+    assert Architecture(64, (Block(64, turns * 3),), 3).uniform is None, "narrow within a layer that is not the last"
+    assert Architecture(64, (Block(64, turns + rest),), 5).uniform is None, "narrow within the feed-forwards"
+    assert Architecture(64, (Block(64, rest),), 2).uniform is None, "without a full layer"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +112,10 @@ def test_chains_that_are_no_bert_have_no_layer():
         (lambda: Architecture.bert(2, 64, 256, 5), "must divide into num_heads .* got 64 and 5"),
         (lambda: Architecture.bert(2, 64, 256, 4, num_narrow_layers=2), "num_narrow_layers must be from 0 to 1"),
         (lambda: Architecture.bert(2, 64, 256, 4, num_narrow_layers="1"), "num_narrow_layers must be from 0 to 1"),
+        (
+            lambda: Architecture.bert(2, 64, 256, 4, narrow_form="wide"),
+            "narrow_form must be one of sparse-q",
+        ),
         (lambda: Architecture.bert(257, 64, 256, 4), "num_layers must be a whole number from 1 to 256"),
         (lambda: Architecture.from_dict({"blocks": []}), "architecture must hold exactly"),
         (lambda: TextSpec(vocab_size=0), "vocab_size must be a whole number from 1 to 4000000"),

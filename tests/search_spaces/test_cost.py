@@ -129,7 +129,7 @@ def test_narrowing_and_shorter_texts_never_cost_more(architecture, seq_len, othe
 
 @given(uniform_architectures, st.sampled_from(["num_layers", "hidden", "intermediate", "num_heads", "head_size"]))
 def test_cost_grows_with_every_size(architecture, grown):
-    attention, feed_forward = architecture.bert_layer
+    attention, feed_forward = architecture.uniform.attention, architecture.uniform.feed_forward
     sizes = {
         "num_layers": architecture.num_layers,
         "hidden": architecture.hidden_size,

@@ -3,19 +3,23 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from search_space_strategies import product_of, spaces
 
-from search_spaces import PRESETS, Architecture, InvalidInputError, SearchSpace, decode, encode
+from search_spaces import PRESETS, Architecture, InvalidInputError, SearchSpace, decode, encode, num_macs
 from search_spaces.spaces import space_from_toml
 
 SPACE = SearchSpace("mine", (1, 2, 4), (64,), (128,), num_narrow_layers=(0, 1, 3))
 
 
-def shape(num_layers, num_narrow_layers):
-    return Architecture.bert(num_layers, 64, 128, 2, num_narrow_layers=num_narrow_layers)
+BOTH = replace(SPACE, narrow_form=("context-first", "sparse-queries"))
+
+
+def shape(num_layers, num_narrow_layers, narrow_form="sparse-queries"):
+    return Architecture.bert(num_layers, 64, 128, 2, num_narrow_layers=num_narrow_layers, narrow_form=narrow_form)
 
 
 def test_every_depth_has_the_numbers_that_leave_a_full_layer():
@@ -35,11 +39,34 @@ def test_more_than_can_be_narrow_count_as_the_most_that_can(asked, built):
     assert SPACE.values(architecture) == {"num_layers": num_layers, "num_narrow_layers": built}
 
 
-def test_samples_are_uniform_over_depths_and_their_narrowing():
+def test_every_narrow_encoder_has_each_form_and_full_ones_have_none():
+    full, narrow = [(1, 0), (2, 0), (4, 0)], [(2, 1), (4, 1), (4, 3)]
+    members = {shape(*pair) for pair in full} | {shape(*pair, form) for pair in narrow for form in BOTH.narrow_form}
+    assert set(BOTH.enumerate()) == members
+    assert BOTH.size == len(members) == 9
+    assert BOTH.narrow_form == ("sparse-queries", "context-first"), "the one with less work first"
+    values = {"num_layers": 4, "num_narrow_layers": 3, "narrow_form": "context-first"}
+    assert BOTH.build(values) == shape(4, 3, "context-first")
+    assert BOTH.values(shape(4, 3, "context-first")) == values
+    assert BOTH.values(shape(4, 0)) == {"num_layers": 4, "num_narrow_layers": 0, "narrow_form": "sparse-queries"}
+    only = replace(SPACE, narrow_form=("context-first",))
+    assert set(only.enumerate()) == members - {shape(*pair) for pair in narrow}
+    with pytest.raises(InvalidInputError, match="narrow_form sparse-queries is not among context-first"):
+        only.values(shape(4, 1))
+
+
+@pytest.mark.parametrize("space", [SPACE, BOTH])
+def test_samples_are_uniform_over_depths_and_their_narrowing(space):
     rng, per_member = random.Random(3), 400
-    counts = Counter(SPACE.sample(rng) for _ in range(per_member * SPACE.size))
-    assert set(counts) == product_of(SPACE)
+    counts = Counter(space.sample(rng) for _ in range(per_member * space.size))
+    assert set(counts) == product_of(space)
     assert all(abs(count - per_member) < 5 * per_member**0.5 for count in counts.values())
+
+
+def test_a_mutation_reaches_the_other_form():
+    rng = random.Random(1)
+    forms = {BOTH.mutate(shape(4, 1), rng).uniform.narrow_form for _ in range(50)}
+    assert forms == {"sparse-queries", "context-first"}
 
 
 @given(spaces())
@@ -54,21 +81,21 @@ def test_with_narrowing_adds_every_number_to_every_depth(space):
     assert {member for member in narrowed.enumerate() if member.narrow_from is None} >= full
     for layers in space.num_layers:
         starts = {member.narrow_from for member in narrowed.enumerate() if member.num_layers == layers}
-        assert starts == {None, *range(2, 2 * layers, 2)}
+        assert starts == {None, *range(2, 2 * layers, 2), *range(layers + 1, 2 * layers)}
     assert narrowed.with_narrowing() is narrowed
     assert narrowed.largest().narrow_from is None
 
 
 def test_its_name_says_so_and_stays_in_bounds():
     assert PRESETS["stock"].with_narrowing() == PRESETS["stock-narrow"]
-    assert PRESETS["stock-narrow"].size == 4_347
+    assert PRESETS["stock-narrow"].size == 7_452
     long = SearchSpace("x" * 100, (2,), (64,), (128,))
     assert long.with_narrowing().name == "x" * 93 + "-narrow"
 
 
 def test_a_space_without_narrowing_reads_and_writes_as_before():
     data = PRESETS["stock"].to_dict()
-    assert "num_narrow_layers" not in data
+    assert not {"num_narrow_layers", "narrow_form"} & set(data)
     assert SearchSpace.from_dict(data) == PRESETS["stock"]
     assert not PRESETS["stock"].has_narrowing
     assert SearchSpace.from_dict(json.loads(json.dumps(PRESETS["stock-narrow"].to_dict()))) == PRESETS["stock-narrow"]
@@ -111,11 +138,46 @@ def test_a_number_of_narrow_layers_that_cannot_be_is_refused(tmp_path, entry, me
         space_from_toml(path)
 
 
+def test_a_file_names_the_form_or_both(tmp_path):
+    path = tmp_path / "mine.toml"
+    for entry, forms in (
+        ('"context-first"', ("context-first",)),
+        ('["context-first", "sparse-queries"]', ("sparse-queries", "context-first")),
+    ):
+        path.write_text(f"{TOML}[0, 1]\nnarrow_form = {entry}")
+        assert space_from_toml(path).narrow_form == forms
+    path.write_text(TOML + "[0, 1]")
+    assert space_from_toml(path).narrow_form == ("sparse-queries",)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('"context-fist"', "unknown narrow_form 'context-fist'. Did you mean 'context-first'"),
+        ("1", "unknown narrow_form '1'"),
+        ("[]", "narrow_form must be a list of sparse-queries, context-first, got"),
+        ('["context-first", "context-first"]', "narrow_form lists a form twice in context-first, context-first"),
+    ],
+)
+def test_a_form_that_is_not_known_is_refused(tmp_path, entry, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{TOML}[0, 1]\nnarrow_form = {entry}")
+    with pytest.raises(InvalidInputError, match=message):
+        space_from_toml(path)
+
+
+def test_a_form_where_nothing_is_narrow_is_refused():
+    with pytest.raises(InvalidInputError, match="narrow_form says how layers are narrow, and none is"):
+        SearchSpace("mine", (1, 2), (64,), (128,), narrow_form=("context-first",))
+
+
 def test_a_bound_on_depth_takes_the_narrow_layers_along():
     restricted = PRESETS["stock-narrow"].restrict({"num_layers": 2})
     assert restricted.num_narrow_layers == (1, 0)
     assert PRESETS["stock-narrow"].restrict({"num_layers": 1}).num_narrow_layers == (0,)
     assert PRESETS["stock-narrow"].restrict({"num_narrow_layers": 0}).size == PRESETS["stock"].size
+    with pytest.raises(InvalidInputError, match="unknown dimension 'narrow_form'"):
+        PRESETS["stock-narrow"].restrict({"narrow_form": 1})
     with pytest.raises(InvalidInputError, match="num_narrow_layers of 'stock-narrow' is among 0 to 5 in steps of 1"):
         PRESETS["stock-narrow"].restrict({"num_narrow_layers": -1})
 
@@ -123,7 +185,11 @@ def test_a_bound_on_depth_takes_the_narrow_layers_along():
 def test_the_code_of_a_narrow_encoder_runs_from_the_least_work_to_the_most():
     space = PRESETS["stock-narrow"]
     narrow, full = (Architecture.bert(6, 384, 1536, 12, num_narrow_layers=count) for count in (5, 0))
-    assert (encode(space, narrow)[-1], encode(space, full)[-1]) == (0.0, 1.0)
+    assert (encode(space, narrow)[-2], encode(space, full)[-2]) == (0.0, 1.0)
+    context_first = Architecture.bert(6, 384, 1536, 12, num_narrow_layers=5, narrow_form="context-first")
+    assert (encode(space, narrow)[-1], encode(space, context_first)[-1]) == (0.0, 1.0)
+    works = [num_macs(one, 128) for one in (narrow, context_first, full)]
+    assert works == sorted(works)
     assert decode(space, encode(space, narrow)) == narrow
 
 

@@ -34,7 +34,7 @@ def test_stock_spaces_hold_only_shapes_of_stock_encoders(name, size):
     members = set(space.enumerate())
     assert len(members) == space.size == size
     for member in members:
-        attention, feed_forward = member.bert_layer
+        attention, feed_forward = member.uniform.attention, member.uniform.feed_forward
         assert attention.width == member.hidden_size
         assert member.hidden_size % 32 == feed_forward.intermediate_size % 64 == 0
         assert member.embedding_size in ({member.hidden_size} if name == "stock" else {member.hidden_size, 64, 128})

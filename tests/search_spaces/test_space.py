@@ -137,13 +137,13 @@ def test_smallest_and_largest_bound_every_dimension(space):
         for read in (
             lambda a: a.num_layers,
             lambda a: a.hidden_size,
-            lambda a: a.bert_layer[1].intermediate_size,
-            lambda a: a.bert_layer[0].head_size,
+            lambda a: a.uniform.feed_forward.intermediate_size,
+            lambda a: a.uniform.attention.head_size,
             lambda a: a.embedding_size,
         ):
             assert read(smallest) <= read(member) <= read(largest)
         if space.num_heads:
-            heads = [a.bert_layer[0].num_heads for a in (smallest, member, largest)]
+            heads = [a.uniform.attention.num_heads for a in (smallest, member, largest)]
             assert heads == sorted(heads)
 
 
@@ -156,7 +156,7 @@ def test_restricting_keeps_exactly_what_obeys_the_bounds(space, upper):
         for member in product_of(space)
         if member.num_layers <= upper.get("num_layers", 99)
         and member.hidden_size <= upper.get("hidden_size", 99)
-        and member.bert_layer[1].intermediate_size <= upper.get("intermediate_size", 99)
+        and member.uniform.feed_forward.intermediate_size <= upper.get("intermediate_size", 99)
     }
     if kept:
         assert product_of(space.restrict(upper)) == kept
@@ -236,7 +236,8 @@ def test_values_that_choose_nothing_of_the_space_are_refused(values, message):
         (Architecture.bert(1, 64, 128, 4), "head_size 16 is not among 32"),
         (Architecture.bert(1, 64, 128, 4, head_size=32), "its heads are 128 wide, not as the hidden size"),
         (Architecture.bert(2, 64, 128, 2, num_narrow_layers=1), "num_narrow_layers 1 is not among 0"),
-        (Architecture(64, Architecture.bert(2, 64, 128, 2).blocks, 3), "it becomes narrow within a layer"),
+        (Architecture(64, Architecture.bert(2, 64, 128, 2).blocks, 3), "num_narrow_layers 1 is not among 0"),
+        (Architecture(64, Architecture.bert(2, 64, 128, 2).blocks, 1), "and narrow from a layer on"),
         (Architecture(64, (Block(64, (FeedForward(128), Attention(2, 32))),)), "layers are not all alike"),
         (Architecture.bert(1, 128, 128, 4, embedding_size=32), 'embedding_size 32 is not among 64, "hidden"'),
     ],

@@ -6,10 +6,13 @@ import pytest
 import torch
 from supernet_cases import SPACES, random_supernet
 
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import NARROW_FORMS, Architecture
 from search_spaces.errors import InvalidInputError
 from search_spaces.space import SearchSpace
+from supernet.encoder import key_mask
 from supernet.extract import extract
+from supernet.losses import Kept, OutputMaps, hidden_loss, unexplained
+from supernet.narrow import take
 
 SPACE = SearchSpace("narrow", (2, 3, 4), (16, 32), (32, 64), head_size=(8,), num_narrow_layers=(0, 1, 2))
 POSITIONS = torch.tensor([[0, 9, 4], [6, 2, 2], [1, 0, 2]])
@@ -20,9 +23,13 @@ def narrow_architectures(space, count=4):
     narrowed, rng = space.with_narrowing(), random.Random(5)
     most = narrowed.num_narrow_layers[0]
     drawn = (narrowed.sample(rng) for _ in range(100))
-    corners = (narrowed.values(corner) | {"num_narrow_layers": most} for corner in (space.smallest(), space.largest()))
-    found = [*map(narrowed.build, corners), *drawn]
-    return [architecture for architecture in found if architecture.narrow_from is not None][: count + 1]
+    corners = [
+        narrowed.values(corner) | {"num_narrow_layers": most, "narrow_form": form}
+        for corner in (space.smallest(), space.largest())
+        for form in NARROW_FORMS
+    ]
+    found = dict.fromkeys([*map(narrowed.build, corners), *drawn])
+    return [architecture for architecture in found if architecture.narrow_from is not None][: count + 3]
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -54,6 +61,60 @@ def test_one_narrow_layer_over_all_positions_is_the_full_layer(batch):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(deeper.hidden[1], full.hidden[1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(deeper.hidden[2], full.hidden[2], atol=1e-2), "its keys and values are of an older layer"
+
+
+def context_first(num_layers, num_narrow_layers):
+    return Architecture.bert(num_layers, 32, 64, 4, num_narrow_layers=num_narrow_layers, narrow_form="context-first")
+
+
+def test_one_context_first_layer_is_the_full_layer_at_the_chosen_positions(batch):
+    """Only the last feed-forward is narrow then, which looks at no other position."""
+    supernet = random_supernet(SPACE)
+    with torch.no_grad():
+        full = supernet(Architecture.bert(3, 32, 64, 4), *batch)
+        narrow = supernet(context_first(3, 1), *batch, positions=POSITIONS)
+        deeper = supernet(context_first(3, 2), *batch, positions=POSITIONS)
+    for ours, theirs in zip(narrow.hidden[:2], full.hidden[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    expected = torch.stack([row[index] for row, index in zip(full.hidden[2], POSITIONS, strict=True)])
+    torch.testing.assert_close(narrow.hidden[2], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(deeper.hidden[-1], expected, atol=1e-2), "its second attention reads no feed-forward's"
+
+
+def test_context_first_is_attentions_and_then_feed_forwards(batch):
+    """By the layers' own modules, in the order of the paper's sf s s : f f."""
+    supernet, (ids, mask) = random_supernet(SPACE), batch
+    with torch.no_grad():
+        hidden = supernet.embeddings(ids, None, size=32, hidden_size=32)
+        shape, bits = Architecture.bert(3, 32, 64, 4).uniform.attention, key_mask(mask)
+        layers = [supernet.layer(index) for index in supernet.select_layers(3)]
+        hidden = layers[0].feed_forward(layers[0].attention(hidden, bits, shape), 64)
+        for layer in layers[1:]:
+            hidden = layer.attention(hidden, bits, shape)
+        hidden = hidden[:, :1]
+        for layer in layers[1:]:
+            hidden = layer.feed_forward(hidden, 64)
+        states = supernet(context_first(3, 2), *batch)
+    torch.testing.assert_close(states.hidden[-1], hidden, atol=1e-5, rtol=1e-5)
+    assert [state.shape[1] for state in states.hidden] == [11, 1]
+    assert (states.num_full, states.layers) == (1, supernet.select_layers(3))
+
+
+@pytest.mark.parametrize("form", NARROW_FORMS)
+def test_a_narrow_subnet_learns_each_layer_from_the_one_at_its_depth(form, batch):
+    """Where the target is the subnet's own full form, nothing is left to learn of the layers that they share."""
+    supernet, mask = random_supernet(SPACE), batch[1]
+    maps = OutputMaps((32,), 32)
+    narrow = Architecture.bert(4, 32, 64, 4, num_narrow_layers=1, narrow_form=form)
+    kept = Kept(POSITIONS, torch.ones_like(POSITIONS))
+    with torch.no_grad():
+        target = supernet(Architecture.bert(4, 32, 64, 4), *batch)
+        states = supernet(narrow, *batch, positions=POSITIONS)
+        assert float(hidden_loss(states, target, mask, maps, kept)) == pytest.approx(0, abs=1e-6)
+        wide = supernet(context_first(4, 2), *batch, positions=POSITIONS)
+        last = float(unexplained(wide.hidden[-1], take(target.hidden[-1], POSITIONS), kept.is_kept))
+        assert float(hidden_loss(wide, target, mask, maps, kept)) == pytest.approx(last, abs=1e-6)
+        assert last > 0.01
 
 
 def test_a_position_s_state_is_the_same_whichever_others_are_kept(batch):
@@ -100,6 +161,7 @@ def test_the_weights_hold_narrow_forms_whether_trained_for_them_or_not(batch):
     assert narrow not in SPACES["uniform"]
     supernet.check_member(narrow)
     supernet.check_member(SPACES["uniform"].largest())
+    supernet.check_member(Architecture.bert(3, 64, 128, 4, num_narrow_layers=2, narrow_form="context-first"))
     half = Architecture(64, narrow.blocks, 3)
     with pytest.raises(InvalidInputError, match="not in the supernet's space"):
         supernet.check_member(half)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from search_spaces.architecture import NARROW_FORMS, Architecture
 from search_spaces.errors import InvalidInputError
 from search_spaces.space import SearchSpace
 from supernet.checkpoint import load_supernet
@@ -118,23 +119,25 @@ def _gradients(supernet, teaching, architecture, batch):
     return last.feed_forward.up.weight.grad.abs().sum().item()
 
 
+@pytest.mark.parametrize("form", NARROW_FORMS)
 @pytest.mark.parametrize("labels_first", [True, False])
-def test_the_label_of_cls_is_what_reaches_its_narrow_state(batch, unsorted, labels_first):
+def test_the_label_of_cls_is_what_reaches_its_narrow_state(batch, unsorted, labels_first, form):
     """With no other label in the texts, narrow layers learn from [CLS] or from nothing."""
     supernet = Supernet(SupernetConfig(NARROW, unsorted.encoder.text, 64, has_mlm_head=True))
     every = tuple(sorted(set(batch[0].flatten().tolist())))
     masking = Masking(4, every, 0.15, labels_first=labels_first)
     teaching = Teaching(supernet, None, OBJECTIVES["mlm"], masking=masking)
-    narrow = NARROW.build({"num_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_narrow_layers": 2})
+    narrow = Architecture.bert(3, 64, 128, 4, num_narrow_layers=2, narrow_form=form)
     assert (_gradients(supernet, teaching, narrow, batch) > 0) == labels_first
 
 
-def test_narrow_masked_token_loss_is_the_full_one_where_nothing_is_narrow_yet(batch, unsorted):
+@pytest.mark.parametrize("form", NARROW_FORMS)
+def test_narrow_masked_token_loss_is_the_full_one_where_nothing_is_narrow_yet(batch, unsorted, form):
     """A narrow encoder that is told all positions has the loss of gathered states: same labels, same order."""
     supernet = Supernet(SupernetConfig(NARROW, unsorted.encoder.text, 64, has_mlm_head=True)).eval()
     masking = Masking(4, (0, 2, 3), 0.3, labels_first=True)
     teaching = Teaching(supernet, None, OBJECTIVES["mlm"], masking=masking)
-    narrow = NARROW.build({"num_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_narrow_layers": 1})
+    narrow = Architecture.bert(3, 64, 128, 4, num_narrow_layers=1, narrow_form=form)
     lesson = teaching._prepare(supernet, None, Batch(*batch), seed=3)
     masked = lesson.batch
     states = supernet(narrow, masked.input_ids, masked.attention_mask, positions=torch.ones_like(masked.input_ids) > 0)
