@@ -53,7 +53,7 @@ from supernet.task_spec import TaskSpec
 TASKS = ("movie-sentiment", "noun-supersense", "verse-paraphrase", "tweet-valence", "brown-pos")
 SHARES = {"third": 1 / 3, "half": 1 / 2}
 CUTS = {"third": 2, "half": 3}
-SEQ_LEN, ROUNDS, DRAWN, BAND = 64, 20, 150, (0.7, 0.95)
+SEQ_LEN, ROUNDS, BAND = 64, 20, (0.85, 1.2)
 HEAD = TaskHead(TaskSpec("classification", ("no", "yes")))
 
 
@@ -123,14 +123,12 @@ def write_encoders(folder: Path, teacher: str) -> Path:
 
 
 def chosen_shapes(supernet, teacher: Architecture) -> dict[str, Architecture]:
-    """The subnet that agrees best with the teacher within each share of its time."""
-    rng, quality = random.Random(0), TeacherAgreement(supernet)
-    drawn = list(dict.fromkeys(supernet.space.sample(rng) for _ in range(DRAWN)))
-    drawn = [shape for shape in drawn if shape.narrow_from is None]
-    whole = macs(teacher)
+    """The subnet that agrees best with the teacher within each share of its time, of all that are near it."""
+    quality, whole = TeacherAgreement(supernet), macs(teacher)
+    full = [shape for shape in supernet.space.enumerate() if shape.narrow_from is None]
     chosen = {}
     for share, limit in SHARES.items():
-        near = [shape for shape in drawn if BAND[0] <= macs(shape) / (limit * whole) <= BAND[1]]
+        near = [shape for shape in full if BAND[0] <= macs(shape) / (limit * whole) <= BAND[1]]
         for shape in sorted(near, key=quality, reverse=True):
             if latency_ratios(teacher, {"it": shape})["it"]["ratio"] <= limit:
                 chosen[share] = shape
