@@ -80,7 +80,7 @@ class ExitsRequest:
     """
 
     methods: tuple[str, ...] = METHODS
-    taus: tuple[float, ...] = (0.02, 0.1)
+    taus: tuple[float, ...] = (0.1, 0.3)
     loop: LoopConfig = field(default_factory=LoopConfig)
     num_timed: int = NUM_TEXTS
     early: Pooling = "mean"
