@@ -208,8 +208,8 @@ def _check_within(space: Space, whole: Space) -> None:
     shapes = [space.smallest(), space.largest()]
     for name, choices in space.dimensions.items():
         values = space.values(shapes[name in ("num_narrow_layers", "narrow_form")])  # the largest can have any
-        if name == "narrow_form":
-            values["num_narrow_layers"] = space.dimensions.get("num_narrow_layers", (1,))[0]
+        if name == "narrow_form" and isinstance(space, SearchSpace):
+            values["num_narrow_layers"] = space.num_narrow_layers[0]
         shapes += [space.build({**values, name: choice}) for choice in choices]
     for shape in shapes:
         if shape not in whole:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 import transformers
 from fake_target import CONDITIONS, FakeTarget, steady
 from pipeline_fakes import SPACE, InterruptingProgress, models, request, search, supernet_dir
@@ -18,7 +19,7 @@ from nas.search.exporter import Exporter
 from nas.search.request import SearchRequest
 from nas.search.result import load_result
 from nas.search.samplers import SAMPLERS
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import NARROW_FORMS, Architecture
 from search_spaces.chain_space import ChainSpace
 from search_spaces.cost import num_macs
 from search_spaces.errors import InvalidInputError
@@ -97,6 +98,22 @@ def test_a_chosen_narrow_encoder_is_exported_as_one(supernet_dir, tmp_path):
     assert state.shape == (2, 1, chosen.trial.architecture.hidden_size)
     loaded = transformers.AutoModel.from_pretrained(chosen.model_dir, trust_remote_code=True)
     assert type(loaded).__name__ == "ChainEncoderModel"
+
+
+def test_a_space_of_one_number_and_both_forms_is_searched_and_exported(supernet_dir, tmp_path):
+    space = replace(ALL_NARROW, num_layers=(3,), num_narrow_layers=(2,), narrow_form=NARROW_FORMS)
+    result = search(asked(supernet_dir, tmp_path / "run", space=space, budget_s=None))
+    assert {record.architecture.uniform.narrow_form for record in result.records} == set(NARROW_FORMS)
+    only = replace(space, narrow_form=("context-first",))
+    chosen = search(asked(supernet_dir, tmp_path / "context", space=only)).chosen
+    assert chosen.trial.architecture.uniform.is_context_first
+    loaded = transformers.AutoModel.from_pretrained(chosen.model_dir, trust_remote_code=True)
+    ids = np.arange(24).reshape(2, 12)
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    with torch.no_grad():
+        ours = loaded(**{name: torch.tensor(values) for name, values in feed.items()}).last_hidden_state
+    session = onnxruntime.InferenceSession(str(chosen.model_dir / "model.onnx"))
+    np.testing.assert_allclose(session.run(None, feed)[0], ours.numpy(), atol=1e-5)
 
 
 def test_a_full_encoder_that_is_chosen_is_pooled_as_it_was_judged(supernet_dir, tmp_path):
