@@ -75,8 +75,9 @@ def loading_remark(architecture: "Architecture") -> str:
     if architecture.narrow_from is None:
         return f"{architecture.key()} is not of a stock Transformers class: {how}."
     num_narrow = len(architecture.sublayers) - architecture.narrow_from
+    which = f"its last {num_narrow} sub-layers are" if num_narrow > 1 else "its last sub-layer is"
     return (
-        f"{architecture.key()} is not of a stock Transformers class, as its last {num_narrow} sub-layers are narrow: "
+        f"{architecture.key()} is not of a stock Transformers class, as {which} narrow: "
         f"{how}, and gives the state of position 0 alone, or of positions that it is asked for."
     )
 

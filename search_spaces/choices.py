@@ -59,6 +59,11 @@ def checked_forms(forms: object) -> tuple[str, ...]:
     return tuple(form for form in NARROW_FORMS if form in forms)
 
 
+def forms_for(forms: tuple[str, ...], num_narrow_layers: tuple[int, ...]) -> tuple[str, ...]:
+    """The forms, or the first of all where so few layers are narrow that a form says nothing."""
+    return forms if max(num_narrow_layers) > 1 else NARROW_FORMS[:1]
+
+
 def check_narrow_layers(num_narrow_layers: tuple[int, ...], num_layers: tuple[int, ...]) -> None:
     """Checks numbers of narrow layers, the most first, against numbers of layers, the fewest first.
 

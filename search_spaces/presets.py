@@ -5,7 +5,7 @@ name                 architectures what it holds
 ===================  ============  ==============================================================================
 stock                1,242         uniform encoders that a stock Hugging Face BERT holds; sizes that suit SIMD
 stock-factorised     3,588         the same, each also with embedding tables 64 or 128 wide (stock ELECTRA)
-stock-narrow         7,452         stock, each also with every number of narrow layers that leaves a full one, in both
+stock-narrow         6,417         stock, each also with every number of narrow layers that leaves a full one, in both
                                    forms
 autotinybert-mlm     11,391,072    AutoTinyBERT's space of its MLM supernet
 autotinybert-kd      47,462,800    AutoTinyBERT's space of its distilled supernet

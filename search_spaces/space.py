@@ -19,8 +19,9 @@ dimension, as the widest choice it mostly is.
 Narrow layers (NarrowBERT, Li et al., 2023, arXiv 2301.04761) update chosen positions only, in one of the two forms of
 :class:`search_spaces.architecture.UniformLayers`. They have the weights of full ones, so that their number is one more
 size. At least one layer is full: where more are chosen than that leaves, an encoder has the largest number listed that
-it can have. Narrow layers compute least, so that their choices stand from the most to the fewest; where none is narrow
-the form says nothing.
+it can have. Narrow layers compute least, so that their choices stand from the most to the fewest. One narrow layer
+gives the same states in either form, so that the form says nothing where fewer than two are narrow: there it is
+``sparse-queries``, which computes less.
 """
 
 import bisect
@@ -37,6 +38,7 @@ from search_spaces.choices import (
     check_narrow_layers,
     checked_choices,
     checked_forms,
+    forms_for,
     read_choices,
     summary,
 )
@@ -79,7 +81,7 @@ class SearchSpace(Enumerable):
 
     Raises:
         InvalidInputError: A choice breaks a bound or is listed twice, derived heads do not divide a hidden size, narrow
-            layers leave no full one, or a form is listed where no layer is narrow.
+            layers leave no full one, or a form is listed where fewer than two layers are narrow.
     """
 
     name: str
@@ -101,9 +103,10 @@ class SearchSpace(Enumerable):
             object.__setattr__(self, name, checked_choices(name, getattr(self, name)))
         object.__setattr__(self, "narrow_form", checked_forms(self.narrow_form))
         check_narrow_layers(self.num_narrow_layers, self.num_layers)
-        if not self.has_narrowing and self.narrow_form != NARROW_FORMS[:1]:
+        if self.num_narrow_layers[0] < 2 and self.narrow_form != NARROW_FORMS[:1]:
             raise InvalidInputError(
-                "narrow_form says how layers are narrow, and none is; list num_narrow_layers above 0, or leave "
+                "narrow_form says how two and more layers are narrow, and here "
+                f"{'one is' if self.has_narrowing else 'none is'}; list num_narrow_layers above 1, or leave "
                 "narrow_form out"
             )
         if self.num_heads:
@@ -147,11 +150,12 @@ class SearchSpace(Enumerable):
                 "choose a space with more layers"
             )
         choices = tuple(range(most, -1, -1))
-        if (choices, NARROW_FORMS) == (self.num_narrow_layers, self.narrow_form):
+        forms = forms_for(NARROW_FORMS, choices)
+        if (choices, forms) == (self.num_narrow_layers, self.narrow_form):
             return self
         suffix = "-narrow"
         name = self.name if self.name.endswith(suffix) else self.name[: MAX_NAME - len(suffix)] + suffix
-        return replace(self, name=name, num_narrow_layers=choices, narrow_form=NARROW_FORMS)
+        return replace(self, name=name, num_narrow_layers=choices, narrow_form=forms)
 
     def build(self, values: Mapping[str, Any]) -> Architecture:
         """Makes the architecture of one choice for every dimension in :attr:`dimensions`.
@@ -167,7 +171,9 @@ class SearchSpace(Enumerable):
             if name not in DIMENSIONS:
                 raise unknown_name("dimension", str(name), DIMENSIONS)
         chosen = {name: self._choice(name, values) for name in DIMENSIONS}
-        hidden_size, head_size, deepest = chosen["hidden_size"], chosen["head_size"], chosen["num_layers"] - 1
+        hidden_size, head_size = chosen["hidden_size"], chosen["head_size"]
+        most = min(chosen["num_narrow_layers"], chosen["num_layers"] - 1)
+        num_narrow_layers = next(count for count in self.num_narrow_layers if count <= most)
         return Architecture.bert(
             chosen["num_layers"],
             hidden_size,
@@ -175,10 +181,8 @@ class SearchSpace(Enumerable):
             chosen["num_heads"] or hidden_size // head_size,
             head_size=head_size,
             embedding_size=chosen["embedding_size"] or hidden_size,
-            num_narrow_layers=next(
-                count for count in self.num_narrow_layers if count <= min(chosen["num_narrow_layers"], deepest)
-            ),
-            narrow_form=chosen["narrow_form"],
+            num_narrow_layers=num_narrow_layers,
+            narrow_form=chosen["narrow_form"] if num_narrow_layers > 1 else NARROW_FORMS[0],
         )
 
     def values(self, architecture: Architecture) -> dict[str, Any]:
@@ -191,6 +195,8 @@ class SearchSpace(Enumerable):
         if layers is None:
             law = "its layers are not all alike, attention then feed-forward, and narrow from a layer on"
             raise self._not_in(architecture, law)
+        if layers.num_narrow_layers == 1 and layers.is_context_first:
+            raise self._not_in(architecture, "its one narrow layer computes more than the form sparse-queries needs")
         attention = layers.attention
         embedding_size = architecture.embedding_size
         if embedding_size == architecture.hidden_size and AS_HIDDEN in self.embedding_size:
@@ -203,7 +209,7 @@ class SearchSpace(Enumerable):
             "head_size": attention.head_size,
             "embedding_size": embedding_size,
             "num_narrow_layers": layers.num_narrow_layers,
-            "narrow_form": layers.narrow_form if layers.num_narrow_layers else self.narrow_form[0],
+            "narrow_form": layers.narrow_form if layers.num_narrow_layers > 1 else self.narrow_form[0],
         }
         if not self.num_heads:
             del values["num_heads"]
@@ -307,15 +313,17 @@ class SearchSpace(Enumerable):
         most = kept.get("num_layers", self.num_layers)[-1] - 1
         narrow = kept.get("num_narrow_layers", self.num_narrow_layers)
         kept["num_narrow_layers"] = tuple(count for count in narrow if count <= most)
-        forms = self.narrow_form if any(kept["num_narrow_layers"]) else NARROW_FORMS[:1]
+        forms = forms_for(self.narrow_form, kept["num_narrow_layers"])
         return replace(self, narrow_form=forms, **kept)  # type: ignore[arg-type]  # every key is a dimension
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; :meth:`from_dict` restores an equal value. Without narrowing it says nothing of it."""
+        """A JSON-ready form; :meth:`from_dict` restores an equal value. Of narrowing it says what there is."""
         data: dict[str, Any] = {"schema_version": SPACE_SCHEMA_VERSION, "name": self.name}
         data |= {name: list(getattr(self, name)) for name in DIMENSIONS}
         if not self.has_narrowing:
-            del data["num_narrow_layers"], data["narrow_form"]
+            del data["num_narrow_layers"]
+        if self.narrow_form == NARROW_FORMS[:1]:
+            del data["narrow_form"]
         data["num_heads"] = list(self.num_heads) or "derived"
         data["embedding_size"] = [size or "hidden" for size in self.embedding_size]
         return data
@@ -361,7 +369,7 @@ class SearchSpace(Enumerable):
             (layers, narrow, form)
             for layers in self.num_layers
             for narrow in self.num_narrow_layers
-            for form in (self.narrow_form if narrow else self.narrow_form[:1])
+            for form in (self.narrow_form if narrow > 1 else self.narrow_form[:1])
             if narrow < layers
         ]
 

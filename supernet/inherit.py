@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import NARROW_FORMS, Architecture
 from search_spaces.errors import InvalidInputError
 from search_spaces.space import SearchSpace
 from supernet.elastic import ElasticLayerNorm
@@ -39,7 +39,7 @@ def space_of(architecture: Architecture) -> SearchSpace:
         head_size=(layers.attention.head_size,),
         embedding_size=(architecture.embedding_size,),
         num_narrow_layers=(layers.num_narrow_layers,),
-        narrow_form=(layers.narrow_form,),
+        narrow_form=(layers.narrow_form if layers.num_narrow_layers > 1 else NARROW_FORMS[0],),
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from search_spaces.architecture import NARROW_FORMS, Architecture
+from search_spaces.architecture import Architecture
+from search_spaces.choices import forms_for
 from search_spaces.errors import InvalidInputError
 from search_spaces.space import MAX_NAME, SearchSpace
 from supernet.model import States, Supernet, SupernetConfig
@@ -52,7 +53,7 @@ def _part(space: SearchSpace, dimension: str, choices: tuple[int, ...], suffix: 
     fields: dict[str, tuple[Any, ...]] = {dimension: choices}
     if dimension == "num_layers":  # a shallow part has fewer numbers of narrow layers to choose from
         fields["num_narrow_layers"] = tuple(count for count in space.num_narrow_layers if count < choices[-1])
-        fields["narrow_form"] = space.narrow_form if any(fields["num_narrow_layers"]) else NARROW_FORMS[:1]
+        fields["narrow_form"] = forms_for(space.narrow_form, fields["num_narrow_layers"])
     return replace(space, name=name, **fields)
 
 

@@ -173,7 +173,8 @@ def _output(report: ExportReport) -> str:
 def describe(architecture: Architecture) -> str:
     """Says a shape in words."""
     narrow_from, total = architecture.narrow_from, len(architecture.sublayers)
-    narrow = "" if narrow_from is None else f"; the last {total - narrow_from} of {total} sub-layers are narrow"
+    number = 0 if narrow_from is None else total - narrow_from
+    narrow = f"; the last {number} of {total} sub-layers {'are' if number > 1 else 'is'} narrow" if number else ""
     layers = architecture.uniform
     if layers is not None:
         if layers.is_context_first:

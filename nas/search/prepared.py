@@ -86,7 +86,7 @@ class Prepared:
                     f"got {goal.conditions.seq_len}"
                 )
         space, whole = loaded.space if request.space is None else request.space, loaded.space
-        if request.narrow and not _is_narrow(space):
+        if request.narrow:
             space = _narrowed(space)
         if _is_narrow(space):
             whole = _narrowed(whole)
@@ -100,7 +100,8 @@ class Prepared:
             check_sampler_suits(sampler, space, has_texts=loaded.reference is not None, has_blocks=_has_blocks(loaded))
         if "assembly" in samplers:
             _check_measurable(goals)
-        notes = (_untrained(request),) if _is_narrow(space) and not _is_narrow(loaded.space) else ()
+        untrained = _untrained(request, space, loaded.space)
+        notes = (untrained,) if untrained else ()
         searched = PrecisionSpace(space, request.precisions) if request.precisions else space
         return cls(tuple(found), goals, loaded, searched, samplers, notes, head)
 
@@ -159,8 +160,15 @@ def _narrowed(space: Space) -> SearchSpace:
     return space.with_narrowing()
 
 
-def _untrained(request: SearchRequest) -> str:
-    """What to know where narrow layers are searched with weights that were trained without any."""
+def _untrained(request: SearchRequest, space: Space, trained: Space) -> str:
+    """What to know where narrow layers are searched with weights that were trained without any, or in another form."""
+    if not isinstance(space, SearchSpace) or not isinstance(trained, SearchSpace) or not space.has_narrowing:
+        return ""
+    if trained.has_narrowing:
+        forms = [form for form in space.narrow_form if form not in trained.narrow_form]
+        return (
+            f"This supernet was trained without {forms[0]} layers: quality says what its weights give." if forms else ""
+        )
     known = "This supernet was trained without narrow layers, and its position 0 not to stand for a text"
     if request.task is not None:
         return f"{known}; adapting it to the task trains both."

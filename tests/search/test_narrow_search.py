@@ -102,10 +102,12 @@ def test_a_chosen_narrow_encoder_is_exported_as_one(supernet_dir, tmp_path):
 
 def test_a_space_of_one_number_and_both_forms_is_searched_and_exported(supernet_dir, tmp_path):
     space = replace(ALL_NARROW, num_layers=(3,), num_narrow_layers=(2,), narrow_form=NARROW_FORMS)
-    result = search(asked(supernet_dir, tmp_path / "run", space=space, budget_s=None))
+    result = search(asked(supernet_dir, tmp_path / "run", space=space, budget_s=None, narrow=False))
     assert {record.architecture.uniform.narrow_form for record in result.records} == set(NARROW_FORMS)
     only = replace(space, narrow_form=("context-first",))
-    chosen = search(asked(supernet_dir, tmp_path / "context", space=only)).chosen
+    notes = Notes()
+    chosen = search(asked(supernet_dir, tmp_path / "context", space=only, narrow=False), notes).chosen
+    assert "trained without narrow layers" in notes.said[0]
     assert chosen.trial.architecture.uniform.is_context_first
     loaded = transformers.AutoModel.from_pretrained(chosen.model_dir, trust_remote_code=True)
     ids = np.arange(24).reshape(2, 12)

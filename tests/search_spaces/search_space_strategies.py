@@ -79,7 +79,7 @@ def spaces(draw, *, aliases=True):
         head_size=draw(choices([2, 4, 8], 2)),
         embedding_size=draw(choices([AS_HIDDEN, 4, 8, 16] if aliases else [AS_HIDDEN, 4, 12])),
         num_narrow_layers=num_narrow_layers,
-        narrow_form=draw(choices(NARROW_FORMS)) if any(num_narrow_layers) else NARROW_FORMS[:1],
+        narrow_form=draw(choices(NARROW_FORMS)) if max(num_narrow_layers) > 1 else NARROW_FORMS[:1],
     )
 
 
@@ -107,6 +107,7 @@ def product_of(space):
         space.head_size,
         space.embedding_size,
     ):
+        num_narrow = max(count for count in space.num_narrow_layers if count <= min(narrow, layers - 1))
         found.add(
             Architecture.bert(
                 layers,
@@ -115,8 +116,8 @@ def product_of(space):
                 hidden // head_size if heads is None else heads,
                 head_size=head_size,
                 embedding_size=embedding or hidden,
-                num_narrow_layers=max(count for count in space.num_narrow_layers if count <= min(narrow, layers - 1)),
-                narrow_form=form,
+                num_narrow_layers=num_narrow,
+                narrow_form=form if num_narrow > 1 else NARROW_FORMS[0],
             )
         )
     return found

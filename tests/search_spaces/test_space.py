@@ -236,7 +236,7 @@ def test_values_that_choose_nothing_of_the_space_are_refused(values, message):
         (Architecture.bert(1, 64, 128, 4), "head_size 16 is not among 32"),
         (Architecture.bert(1, 64, 128, 4, head_size=32), "its heads are 128 wide, not as the hidden size"),
         (Architecture.bert(2, 64, 128, 2, num_narrow_layers=1), "num_narrow_layers 1 is not among 0"),
-        (Architecture(64, Architecture.bert(2, 64, 128, 2).blocks, 3), "num_narrow_layers 1 is not among 0"),
+        (Architecture(64, Architecture.bert(2, 64, 128, 2).blocks, 3), "its one narrow layer computes more"),
         (Architecture(64, Architecture.bert(2, 64, 128, 2).blocks, 1), "and narrow from a layer on"),
         (Architecture(64, (Block(64, (FeedForward(128), Attention(2, 32))),)), "layers are not all alike"),
         (Architecture.bert(1, 128, 128, 4, embedding_size=32), 'embedding_size 32 is not among 64, "hidden"'),

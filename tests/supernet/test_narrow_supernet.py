@@ -26,7 +26,7 @@ def narrow_architectures(space, count=4):
     corners = [
         narrowed.values(corner) | {"num_narrow_layers": most, "narrow_form": form}
         for corner in (space.smallest(), space.largest())
-        for form in NARROW_FORMS
+        for form in narrowed.narrow_form
     ]
     found = dict.fromkeys([*map(narrowed.build, corners), *drawn])
     return [architecture for architecture in found if architecture.narrow_from is not None][: count + 3]
