@@ -21,6 +21,7 @@ _MODEL_LOSSES = ("hidden", "pooled", "output")
 _OBJECTIVES = ("distil", "mlm", "kd")
 _LAYERS = ("alternate", "first")
 _UNIFORM_SPACES = ("autotinybert-mlm", "autotinybert-kd")  # published with uniform sampling
+MASK_RATE, CANDIDATES = 0.15, 40
 
 
 def train(
@@ -34,7 +35,7 @@ def train(
     narrow: bool = False,
     partitions: int = 1,
     shrink: bool = True,
-    candidates: int = 40,
+    candidates: int = CANDIDATES,
     latency_on: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -49,7 +50,7 @@ def train(
     sort: bool = True,
     layers: str = "alternate",
     losses: Mapping[str, float] | None = None,
-    mask_rate: float = 0.15,
+    mask_rate: float = MASK_RATE,
     narrow_cls: bool = True,
     seed: int = 0,
     resume: bool = False,
@@ -101,6 +102,8 @@ def train(
     """
     _check(corpora, steps, minutes, batch_size=batch_size, seq_len=seq_len, lr=lr, accumulate=accumulate, seed=seed)
     _check_losses(objective, losses, _LOSSES)
+    if teacher is not None and tokenizer is not None:
+        raise InvalidInputError("a teacher brings its own tokenizer; leave --tokenizer out, or --teacher")
     if layers not in _LAYERS:
         raise unknown_name("selection of layers", layers, _LAYERS)
     chosen_space = load_space(space)
@@ -115,11 +118,17 @@ def train(
                 "strategy": strategy is not None,
                 "narrow": narrow,
                 "partitions": partitions != 1,
+                "layers": layers != "alternate",
+                "no-sort": not sort,
+                "no-in-place": not in_place,
+                "mask-rate": mask_rate != MASK_RATE,
+                "no-narrow-cls": not narrow_cls,
             },
         )
-    elif not shrink or latency_on is not None:
+    elif not shrink or latency_on is not None or candidates != CANDIDATES:
         raise InvalidInputError(
-            f"shrinking, and by latency, is for spaces of chains, and {chosen_space.name!r} is not one; leave it out"
+            "shrinking, its candidates, and shrinking by latency are for spaces of chains, and "
+            f"{chosen_space.name!r} is not one; leave them out"
         )
     elif narrow:
         chosen_space = chosen_space.with_narrowing()

@@ -127,7 +127,12 @@ def test_quiet_says_only_the_result(nas, trained):
         (["--steps", 1, "--space", "nas-bert", "--narrow"], "narrow is for spaces of uniform encoders"),
         (["--steps", 1, "--space", "nas-bert", "--partitions", 2], "partitions is for spaces of uniform encoders"),
         (["--steps", 1, "--space", "nas-bert", "--candidates", 0], "candidates of the shrinking must be from 1"),
-        (["--steps", 1, "--no-shrink"], "is for spaces of chains, and 'stock' is not one"),
+        (["--steps", 1, "--no-shrink"], "are for spaces of chains, and 'stock' is not one"),
+        (["--steps", 1, "--candidates", 5], "are for spaces of chains, and 'stock' is not one"),
+        (["--steps", 1, "--space", "nas-bert", "--layers", "first"], "layers is for spaces of uniform encoders"),
+        (["--steps", 1, "--space", "nas-bert", "--no-sort"], "no-sort is for spaces of uniform encoders"),
+        (["--steps", 1, "--space", "nas-bert", "--mask-rate", 0.5], "mask-rate is for spaces of uniform encoders"),
+        (["--steps", 1, "--tokenizer", "t"], "a teacher brings its own tokenizer"),
     ],
 )
 def test_bad_input_is_one_sentence(nas, trained, options, message):
@@ -196,4 +201,4 @@ def test_chains_are_trained_by_what_operations_cost_on_a_device(nas, monkeypatch
     assert "37 operations" in ended.err
     ended = nas(*given, "--space", "stock")
     assert ended.code == 2
-    assert "by latency, is for spaces of chains" in ended.err
+    assert "by latency are for spaces of chains" in ended.err
