@@ -6,7 +6,7 @@ similar length and are a function of the seed and the step alone, so that a resu
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,14 @@ class BatchOrder:
         return batches[rng.permutation(self.per_epoch)]
 
 
-def open_table(source: str, *, what: str) -> Iterator[tuple[str, Any]]:
+def open_table(source: str, *, what: str, only: Sequence[Path] = ()) -> Iterator[tuple[str, Any]]:
     """Opens a file, folder or hub id with ``datasets``; yields pairs of split name and split.
 
     Args:
         source: A file, a folder of files of one kind, or a hub id. One of several configurations of a hub id, or of a
             folder that is laid out as on the hub, stands behind a colon: ``nyu-mll/glue:sst2``.
         what: What it is for, for the error text.
+        only: Of a folder these files alone, as one table; all of them where none is given.
 
     Raises:
         InvalidInputError: It is absent, empty, of an unknown kind or not readable as what its name says.
@@ -134,11 +135,11 @@ def open_table(source: str, *, what: str) -> Iterator[tuple[str, Any]]:
     import datasets  # lazy: takes seconds and is needed only where text enters
 
     path = Path(source).expanduser()
-    files: list[Path] = []
-    if path.exists():
+    files = list(only)
+    if path.exists() and not files:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        if not files or all(file.stat().st_size == 0 for file in files):
-            raise InvalidInputError(f"{what} {source} is empty; give a file with text in it")
+    if path.exists() and all(file.stat().st_size == 0 for file in files):
+        raise InvalidInputError(f"{what} {source} is empty; give a file with text in it")
     datasets.disable_progress_bars()
     try:
         if files:

@@ -5,6 +5,8 @@ or a hub id; one table with a column ``split`` holds all splits. What is asked f
 of words, numbers with fractions are a regression, everything else names classes.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +48,11 @@ class Task:
             return 0.0, 1.0
         numbers = np.asarray(self.train.labels, np.float64)
         return float(numbers.mean()), float(numbers.std()) or 1.0
+
+    def digest(self) -> str:
+        """A stable name of what is learnt and chosen by: texts, as the model reads them, and labels."""
+        data = [[part.input_ids, list(part.labels)] for part in (self.train, self.validation)]
+        return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
     def split(self, name: str) -> Examples:
         """A split by its name.
@@ -212,7 +219,7 @@ def _kind(labels: Sequence[Any], named: Kind | None, source: str) -> Kind:
     """What the labels ask; a kind that was named must agree with them."""
     are_lists = any(isinstance(label, list) for label in labels)
     are_numbers = all(isinstance(label, int | float) for label in labels if label is not None)
-    has_fractions = any(isinstance(label, float) and label != int(label) for label in labels if not are_lists)
+    has_fractions = any(isinstance(label, float) and not label.is_integer() for label in labels if not are_lists)
     fits = {
         "tagging": are_lists,
         "regression": not are_lists and are_numbers,
@@ -235,7 +242,7 @@ def _label_names(rows: Rows, kind: Kind) -> tuple[str, ...]:
 
 
 def _name(label: Any) -> str:
-    return str(int(label)) if isinstance(label, float) and label == int(label) else str(label)
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def encode(rows: Rows, spec: TaskSpec, tokenizer: Any, text: TextSpec, source: str) -> Examples:
@@ -276,6 +283,11 @@ def _check_labelled(rows: Rows, source: str) -> str:
             f"every row needs a label; {len(missing)} of {len(rows.labels)} in {where} have none, the first is row "
             f"{missing[0]}; remove them"
         )
+    for number, label in enumerate(rows.labels, 1):
+        if any(isinstance(one, dict | list) for one in (label if isinstance(label, list) else [label])):
+            raise InvalidInputError(
+                f"a label must be a class, a number or a list of tags, row {number} of {where} has {shown(label)}"
+            )
     return where
 
 

@@ -1,7 +1,8 @@
 """The rows of a task as they stand in the data: its splits, its columns found or named, its labels by their names."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ class Rows:
         pairs = None if self.pairs is None else [self.pairs[index] for index in kept]
         return Rows(self.split, [self.texts[index] for index in kept], pairs, [self.labels[index] for index in kept])
 
+    def and_then(self, other: "Rows", source: str) -> "Rows":
+        """The rows of both.
+
+        Raises:
+            InvalidInputError: Only one of them holds pairs.
+        """
+        if (self.pairs is None) != (other.pairs is None):
+            raise InvalidInputError(
+                f"the files of split {self.split!r} of task {source!r} must be alike, but only some hold pairs of "
+                "texts; name the columns with --text and --text-pair, or give one file"
+            )
+        pairs = None if self.pairs is None or other.pairs is None else self.pairs + other.pairs
+        return Rows(self.split, self.texts + other.texts, pairs, self.labels + other.labels)
+
     def spread(self, most: int) -> "Rows":
         """At most so many of the rows, evenly spread."""
         number = len(self.labels)
@@ -50,62 +65,78 @@ class Rows:
 
 
 def read_rows(source: str, options: TaskOptions) -> Iterator[Rows]:
-    """Yields the splits of a source; one table without splits is called ``everything``."""
-    tables = dict(_tables(source))
-    columns = next(iter(tables.values())).column_names
-    label = _column(options.label, _LABELS, columns, "label", source)
-    names = _class_names(next(iter(tables.values())).features[label])
-    for name, table in tables.items():
-        rows = table.to_list()
-        parts = {name: rows}
-        if len(tables) == 1:
-            parts = _by_split_column(rows, source) if "split" in columns else {"everything": rows}
-        text, pair = _text_columns(rows, columns, options, source)
-        for split, part in parts.items():
-            yield Rows(
-                split,
-                [row[text] for row in part],
-                None if pair is None else [row[pair] for row in part],
-                [_label(row[label], names) for row in part],
-            )
+    """Yields the splits of a source, each whole; one table without splits is called ``everything``."""
+    tables = list(_tables(source))
+    found: dict[str, Rows] = {}
+    for name, table in tables:
+        rows = _rows_of(table, name, options, source if len(tables) == 1 else f"{source} ({name})")
+        if len(tables) > 1:
+            parts = [rows]
+        elif "split" in table.column_names:
+            parts = _by_split_column(rows, table["split"], source)
+        else:
+            parts = [replace(rows, split="everything")]
+        for part in parts:
+            found[part.split] = found[part.split].and_then(part, source) if part.split in found else part
+    yield from found.values()
+
+
+def _rows_of(table: Any, name: str, options: TaskOptions, source: str) -> Rows:
+    """A table as rows; a test split may have no labels."""
+    rows, columns = table.to_list(), table.column_names
+    labels: list[Any] = [None] * len(rows)
+    if name != "test" or set(columns) & ({options.label} if options.label else set(_LABELS)):
+        label = _column(options.label, _LABELS, columns, "label", source)
+        names = _class_names(table.features[label])
+        labels = [_label(row[label], names) for row in rows]
+    text, pair = _text_columns(rows, columns, options, source)
+    return Rows(name, [row[text] for row in rows], None if pair is None else [row[pair] for row in rows], labels)
 
 
 def _tables(source: str) -> Iterator[tuple[str, Any]]:
-    """Yields split names and tables; of a folder, the files whose paths name a split."""
+    """Yields split names and tables; of a folder, the files whose paths name a split, each split's together."""
     path = Path(source).expanduser()
-    found: dict[str, str] = {}
+    found: dict[str, list[Path]] = {}
     if path.is_dir():
-        for entry in sorted(path.iterdir()):
-            name = split_name(entry.name.split(".")[0])
-            if name is not None:
-                found.setdefault(name, str(entry))
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            name = _split_of(file.relative_to(path))
+            if name is not None and not file.name.startswith((".", "README")):
+                found.setdefault(name, []).append(file)
     if not found:
         for name, table in open_table(source, what="task"):
             yield split_name(name) or name, table
         return
-    for name, part in found.items():
-        for _, table in open_table(part, what=f"{name} split"):
+    for name, files in found.items():
+        for _, table in open_table(source, what=f"{name} split of", only=files):
             yield name, table
 
 
-def split_name(name: str) -> str | None:
-    """The split that a name means: ``dev`` and ``validation_matched`` are both validation."""
-    for split, words in _SPLITS.items():
-        if name.lower() in words or name.lower().startswith((f"{split}_", f"{split}-")):
-            return split
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name means, else the folder it is in: ``data/train-00000-of-00002.parquet``."""
+    for part in (file.name, *reversed(file.parent.parts)):
+        name = split_name(part)
+        if name is not None:
+            return name
     return None
 
 
-def _by_split_column(rows: list[dict[str, Any]], source: str) -> dict[str, list[dict[str, Any]]]:
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        name = split_name(str(row["split"]))
+def split_name(name: str) -> str | None:
+    """The one split that a word of a name means: ``dev``, ``validation_matched`` and ``movies-val`` are validation."""
+    said = set(re.split(r"[-_. 0-9]+", name.lower()))
+    found = [split for split, words in _SPLITS.items() if said & set(words)]
+    return found[0] if len(found) == 1 else None
+
+
+def _by_split_column(rows: Rows, said: Iterable[Any], source: str) -> list[Rows]:
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(said):
+        name = split_name(str(one))
         if name is None:
             raise InvalidInputError(
-                f"the column split of task {source!r} must say train, validation or test, got {shown(row['split'])}"
+                f"the column split of task {source!r} must say train, validation or test, got {shown(one)}"
             )
-        parts.setdefault(name, []).append(row)
-    return parts
+        places.setdefault(name, []).append(place)
+    return [replace(rows.taken(chosen), split=name) for name, chosen in places.items()]
 
 
 def _column(named: str | None, usual: Sequence[str], columns: Sequence[str], what: str, source: str) -> str:

@@ -58,6 +58,74 @@ def test_splits_come_from_a_column_or_from_a_folders_files(tmp_path, read, rows)
         assert task.test.input_ids[0] == read.tokenizer(rows[32]["text"]).input_ids
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train": ["train-00000-of-00002", "train-00001-of-00002"], "test": ["test-00000-of-00001"]},
+        {
+            "train": ["data/train-00000-of-00001"],
+            "dev": ["data/validation-00000-of-00001"],
+            "test": ["data/test-00000"],
+        },
+        {"train": ["movies-train"], "dev": ["movies_dev"], "test": ["movies.test"]},
+        {"train": ["train/a", "train/b"], "dev": ["val/a"], "test": ["test/x"]},
+        {"train": ["train"], "dev": ["validation_matched", "validation_mismatched"], "test": ["test"]},
+    ],
+)
+def test_every_file_of_a_split_is_read_and_none_of_another(tmp_path, read, rows, names):
+    splits = {"train": rows[:20], "dev": rows[20:32] if "dev" in names else [], "test": rows[32:]}
+    for split, files in names.items():
+        for place, name in enumerate(files):
+            path = tmp_path / "folder" / f"{name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_rows(path, splits[split][place :: len(files)])
+    task = read(tmp_path / "folder")
+    learnt, chosen_by = (20, 12) if "dev" in names else (16, 4)
+    assert (len(task.train), len(task.validation), len(task.test)) == (learnt, chosen_by, 8)
+    assert sorted(task.test.input_ids) == sorted(read.tokenizer(row["text"]).input_ids for row in rows[32:])
+
+
+def test_each_file_has_its_own_columns_and_a_test_file_may_have_no_labels(tmp_path, read, rows):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", rows[:32])
+    write_rows(folder / "test.jsonl", [{"sentence": row["text"], "label": row["label"]} for row in rows[32:]])
+    assert len(read(folder).test) == 8
+    write_rows(folder / "test.jsonl", [{"text": row["text"]} for row in rows[32:]])
+    assert read(folder).test is None
+    write_rows(folder / "test.jsonl", rows[32:])
+    write_rows(folder / "train.jsonl", [{"text": row["text"]} for row in rows[:32]])
+    with pytest.raises(InvalidInputError, match=r"folder \(train\)' must have a column of labels"):
+        read(folder)
+
+
+def test_files_of_a_split_that_are_not_alike_are_refused(tmp_path, read, rows):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", rows[:32])
+    pairs = [{"text": row["text"], "text_pair": "x", "label": row["label"]} for row in rows]
+    tables = [("validation_matched", rows), ("validation_mismatched", pairs), ("train", rows)]
+    found = [(name, datasets.Dataset.from_list(part)) for name, part in tables]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("supernet.task_rows.open_table", lambda *args, **kwargs: iter(found))
+        with pytest.raises(InvalidInputError, match="must be alike, but only some hold pairs"):
+            read("somewhere/on-the-hub")
+
+
+@pytest.mark.parametrize("label", [{"a": 1}, [["a"]], [{"a": 1}]])
+def test_a_label_that_is_none_is_refused(tmp_path, read, label):
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "a b", "label": label}] * 20)
+    with pytest.raises(InvalidInputError, match="a label must be a class, a number or a list of tags, row 1 of"):
+        read(path)
+
+
+def test_an_infinite_label_among_numbers_is_refused(tmp_path, read):
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\n" + "".join(f"a b,{number % 3}\n" for number in range(30)) + "c,inf\n" * 2)
+    with pytest.raises(InvalidInputError, match="every number to learn must be finite"):
+        read(path)
+
+
 def test_class_names_are_those_of_the_data_and_numbers_keep_their_order(tmp_path, read, rows, monkeypatch):
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["strife", "calm"])}
