@@ -1,5 +1,6 @@
 """``nas predict``: a task model's answers to lines of text."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -46,9 +47,11 @@ def _lines(file: Path | None) -> Iterator[str]:
 
     try:
         if file is None:
+            if isinstance(sys.stdin, io.TextIOWrapper):  # by the locale it may let through what is not UTF-8
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
             yield from sys.stdin
             return
-        with file.open(encoding="utf-8") as opened:
+        with file.open(encoding="utf-8-sig") as opened:
             yield from opened
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
