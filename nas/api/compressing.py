@@ -197,8 +197,16 @@ def quantize(model: str | Path, out: str | Path, *, mode: str = "dynamic", **lea
         raise unknown_name("mode", mode, MODES)
     learning.setdefault("lr", 5e-5)
     run = _Run(model, Path(out), QAT_STEPS, **learning)
-    if run.minutes is not None and mode != "qat":
-        raise InvalidInputError(f"minutes are for qat, which trains, and {mode} does not; leave --minutes out")
+    if mode != "qat":
+        for name, verb, given in (
+            ("minutes", "are", run.minutes),
+            ("steps", "are", run.steps),
+            ("teacher", "is", run.teacher),
+        ):
+            if given is not None:
+                raise InvalidInputError(f"{name} {verb} for qat, which trains, and {mode} does not; leave --{name} out")
+        if run.resume:
+            raise InvalidInputError(f"{mode} is done in one go; leave --resume out")
     from nas.finish.quantize import Rounding, quantize_model
 
     if mode != "qat":

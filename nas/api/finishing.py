@@ -60,7 +60,7 @@ def finetune(
     text_pair: str | None = None,
     label: str | None = None,
     seq_len: int | None = None,
-    pooling: str = "first",
+    pooling: str | None = None,
     temperature: float = 2.0,
     label_weight: float = 0.5,
     hidden_weight: float = 1.0,
@@ -88,7 +88,8 @@ def finetune(
         text_pair: Column of the second text.
         label: Column of the labels.
         seq_len: Longer texts are cut to so many tokens; by default a text beyond the model's limit is an error.
-        pooling: ``first``, or ``mean``, for which no stock class exists.
+        pooling: ``first``, or ``mean``, for which no stock class exists; None as the model's head reads, where it has
+            one, else first.
         temperature: Softens the teacher's answers.
         label_weight: Weight of the labels beside the teacher's answers.
         hidden_weight: Weight of the teacher's hidden states.

@@ -33,7 +33,9 @@ def finetune(
     text_pair: options.TextPair = None,
     label: options.Label = None,
     seq_len: options.Cut = None,
-    pooling: Annotated[str, typer.Option(help="What stands for a text: first (token) or mean.")] = "first",
+    pooling: Annotated[
+        str | None, typer.Option(help="What stands for a text: first (token) or mean; by default as the model's head.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Softens the teacher's answers.")] = 2.0,
     label_weight: Annotated[float, typer.Option(help="Weight of the labels beside the teacher's answers.")] = 0.5,
     hidden_weight: Annotated[float, typer.Option(help="Weight of the teacher's hidden states.")] = 1.0,

@@ -1,7 +1,8 @@
 """What a teacher says of the training texts, asked once and learnt from in every epoch.
 
 The teacher's weights do not change and the texts do not either, so its logits and hidden states are kept: a step then
-costs the student's work alone. Hidden states are matched through linear maps that begin at the least-squares fit.
+costs the student's work alone. States that would not fit are asked for again in each step. Hidden states are matched
+through linear maps that begin at the least-squares fit.
 
 Shapes: B batch, T tokens, M positions that the student keeps, D student width, E teacher width, C outputs.
 """
@@ -35,6 +36,35 @@ _RIDGE = 0.1
 Matches = tuple[tuple[int, int], ...]
 
 
+class Asker:
+    """A teacher that is asked for its states batch by batch.
+
+    Args:
+        teacher: On the device of the batches.
+        layers: Behind which layers, counted from 0.
+    """
+
+    def __init__(self, teacher: TaskModel, layers: Sequence[int]) -> None:
+        self._teacher, self._layers = teacher, layers
+        self._batch: TaskBatch | None = None
+        self._states: dict[int, Tensor] = {}
+
+    def states(self, layer: int, batch: TaskBatch) -> Tensor:
+        """The states of a batch behind a layer, (B, T, E), zeros where there is padding; run once for all layers."""
+        if self._batch is not batch:
+            ends = layer_ends(self._teacher.architecture)
+            self._teacher.eval()
+            with (
+                torch.no_grad(),
+                torch.autocast(batch.input_ids.device.type, enabled=False),
+                recorded(self._teacher.encoder, [ends[one] for one in self._layers]) as seen,
+            ):
+                self._teacher(**batch.inputs)
+            real = batch.attention_mask[..., None]
+            self._batch, self._states = batch, {one: seen[ends[one]].float() * real for one in self._layers}
+        return self._states[layer]
+
+
 @dataclass(frozen=True)
 class Lessons:
     """A teacher's answers to some examples, in their order.
@@ -43,11 +73,13 @@ class Lessons:
         logits: Of each text, (C,) or (M, C).
         states: By the teacher's layer: float16 states of all tokens of all texts, one after the other, (tokens, E).
         starts: Where each text's tokens begin.
+        asker: Gives the states where they are too many to be kept.
     """
 
     logits: list[NDArray[np.float32]]
     states: dict[int, NDArray[np.float16]] = field(default_factory=dict)
     starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    asker: Asker | None = None
 
     def batch_logits(self, batch: TaskBatch) -> Tensor:
         """The teacher's logits of a batch: (B, C) or, where there is no word zeros, (B, M, C)."""
@@ -61,6 +93,8 @@ class Lessons:
 
     def batch_states(self, layer: int, batch: TaskBatch) -> Tensor:
         """The teacher's states of a batch behind a layer: (B, T, E), zeros where there is padding."""
+        if self.asker is not None:
+            return self.asker.states(layer, batch)
         kept = self.states[layer]
         padded = np.zeros((*batch.input_ids.shape, kept.shape[1]), np.float32)
         for place, index in enumerate(batch.indices.tolist()):
@@ -83,20 +117,18 @@ def ask(
         teacher: Answers the same task; on the device it shall run on.
         examples: What it is asked about, in its own tokens.
         spec: The task; the teacher's logits are brought into the order of its labels.
-        layers: Behind which layers states are kept, counted from 0.
+        layers: Behind which layers states are wanted, counted from 0; kept where they take at most 2 GB together.
         on_batch: Called with the number of texts that are done.
 
     Raises:
-        InvalidInputError: The states would take more than 2 GB, or the teacher answers another task.
+        InvalidInputError: The teacher answers another task.
     """
     order = label_order(teacher.spec, spec)
     lengths = examples.lengths
     num_tokens, width = int(lengths.sum()), teacher.architecture.hidden_size
+    asker = None
     if 2 * num_tokens * width * len(layers) > MAX_STATES_BYTES:
-        raise InvalidInputError(
-            f"the teacher's states of {num_tokens:,} tokens would take more than 2 GB; give --hidden 0, a smaller "
-            "--seq-len or a smaller --augment"
-        )
+        asker, layers = Asker(teacher, layers), ()
     states = {layer: np.zeros((num_tokens, width), np.float16) for layer in layers}
     starts = np.concatenate([[0], np.cumsum(lengths)])
     logits: list[Any] = [None] * len(examples)
@@ -118,7 +150,7 @@ def ask(
                     states[layer][starts[index] : starts[index + 1]] = rows[place, : lengths[index]]
             done += len(batch.indices)
             on_batch(done)
-    return Lessons(logits, states, starts)
+    return Lessons(logits, states, starts, asker)
 
 
 def label_order(teacher: TaskSpec, task: TaskSpec) -> list[int]:

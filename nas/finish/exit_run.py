@@ -27,6 +27,7 @@ from nas.errors import InvalidInputError, unknown_name
 from nas.export.export import encoder_weights
 from nas.export.onnx_graph import build_graph
 from nas.export.task_head import Pooling
+from nas.finish.companion import Locked
 from nas.finish.evaluation import evaluate, torch_run
 from nas.finish.exit_curves import (
     Answers,
@@ -100,8 +101,10 @@ class ExitsRequest:
             raise InvalidInputError(f"pooling must be first or mean, got {self.early!r}")
         if not isinstance(self.num_timed, int) or not 0 <= self.num_timed <= 10_000:
             raise InvalidInputError(f"timed must be a whole number from 0 to 10000, got {self.num_timed!r}")
-        if len(self.taus) > MAX_TAUS or len(set(self.taus)) != len(self.taus):
-            raise InvalidInputError(f"tau may be at most {MAX_TAUS} different prices, got {list(self.taus)}")
+        if len(self.taus) > MAX_TAUS or len({f"{tau:g}" for tau in self.taus}) != len(self.taus):
+            raise InvalidInputError(
+                f"tau may be at most {MAX_TAUS} prices that differ in six digits, got {list(self.taus)}"
+            )
 
     @property
     def teachings(self) -> tuple[float | None, ...]:
@@ -147,11 +150,12 @@ def make_exits(
         check_can_exit(loaded.encoder.architecture, spec)
         task = load_task(task_source, loaded.tokenizer, options, text=loaded.encoder.text, expected=spec)
         check_can_exit(loaded.encoder.architecture, task.spec)
+        locked = Locked.of(source, loaded.encoder)
         asked = {
             "model": weights_digest(loaded.encoder if spec is None else loaded),  # type: ignore[arg-type]
             "task": task_source,
             "spec": asdict(task.spec),
-            "num_train": len(task.train),
+            "data": task.digest(),
             "request": asdict(request),
             "tuning": asdict(tuning) if spec is None else None,
         }
@@ -160,7 +164,7 @@ def make_exits(
             if not isinstance(loaded, TaskModel):
                 loaded = _finetuned(source, task_source, run_dir.path / "task-model", tuning, options, said)
             loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-            result = _Work(loaded, task, run_dir.path, request, said).done(out)
+            result = _Work(loaded, task, run_dir.path, request, said, locked).done(out)
         (run_dir.path / ".lock").unlink(missing_ok=True)
         run_dir.path.replace(out)
     return result
@@ -200,8 +204,17 @@ def _finetuned(
 class _Work:
     """A run: what is taught and judged one after the other."""
 
-    def __init__(self, model: TaskModel, task: Task, folder: Path, request: ExitsRequest, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: TaskModel,
+        task: Task,
+        folder: Path,
+        request: ExitsRequest,
+        progress: Progress,
+        locked: Locked | None,
+    ) -> None:
         self.model, self.task, self.folder, self.request, self.progress = model, task, folder, request, progress
+        self.locked = locked
         self.split = "test" if task.test is not None else "validation"
         self.judged = task.split(self.split)
         self.curves: dict[str, list[Point]] = {}
@@ -253,6 +266,7 @@ class _Work:
                 self.request.loop,
                 place,
                 early=self.request.early,
+                is_locked=self.locked is not None,
                 resume=True,
                 progress=self.progress,
             )
@@ -266,6 +280,8 @@ class _Work:
             if name not in made:
                 facts = {"validation": point(method, setting, policy, validation).to_dict()}
                 save_exits(self.folder / name, exits, describe(exits, tau, policy, facts), self.model.tokenizer)
+            if self.locked is not None:
+                self.locked.write(self.folder / name, exits.encoder)
 
     def _time(self) -> dict[str, Timing]:
         """Times single texts in the fine-tuned model, in each folder, and in the first folder where nothing stops."""

@@ -22,6 +22,7 @@ from nas.finish.exit_curves import Answers
 from nas.finish.exit_model import ExitModel
 from nas.finish.halting import Dact, replay
 from nas.finish.model import TaskModel
+from nas.finish.sparsity import Lock, prunable
 from nas.finish.training import History, Hooks, LoopConfig, train
 from nas.progress import Progress
 from supernet.examples import Examples, TaskBatch
@@ -108,6 +109,7 @@ def teach_exits(
     folder: Path,
     *,
     early: Pooling = "mean",
+    is_locked: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[ExitModel, History]:
@@ -123,10 +125,15 @@ def teach_exits(
         config: How long and how fast.
         folder: Where the checkpoint is kept.
         early: Which state stands for a text at every exit but the last.
+        is_locked: Whether the encoder is sparse and its pattern is kept.
         resume: Whether to go on from a checkpoint there.
         progress: What is told about it.
     """
     exits = with_exits(model, early=early, has_gates=tau is not None, seed=config.seed)
+    lock = Lock(prunable(exits.encoder)).hold() if is_locked else None
+    hooks = Hooks(best_from=config.num_steps(len(task.train)))
+    if lock is not None:
+        hooks = replace(hooks, after_step=lock.after_step)
     fresh = (*(f"heads.{place}." for place in range(exits.num_exits - 1)), "gates.")
 
     def loss(batch: TaskBatch) -> dict[str, Tensor]:
@@ -152,9 +159,15 @@ def teach_exits(
         evaluate,
         replace(config, fresh=fresh, fresh_factor=FRESH_FACTOR, metric="accuracy", patience=None),
         folder,
-        fingerprint={"model": weights_digest(model), "task": task.name, "tau": tau, "early": early},
+        fingerprint={
+            "model": weights_digest(model),
+            "task": task.name,
+            "data": task.digest(),
+            "tau": tau,
+            "early": early,
+        },
         resume=resume,
-        hooks=Hooks(best_from=config.num_steps(len(task.train))),
+        hooks=hooks,
         progress=progress,
         phase="teach exits jointly" if tau is None else f"teach DACT, tau {tau:g}",
     )

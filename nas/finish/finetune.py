@@ -97,6 +97,7 @@ def finetune(
             "model": weights_digest(model),
             "task": task_source,
             "spec": asdict(task.spec),
+            "data": task.digest(),
             "teacher": None if school is None else weights_digest(school.teacher),
             "finetune": {name: value for name, value in asdict(config).items() if name != "loop"},
             "beside": None if companion is None else dict(companion.facts),
@@ -124,12 +125,11 @@ def prepare(
     if has_head(source):
         trained = load_task_model(source)
         same = (trained.spec.kind, trained.spec.labels) == (task.spec.kind, task.spec.labels)
-        if same and trained.head.pooling == config.pooling:
+        if same and config.pooling in (None, trained.head.pooling):
             trained.head.spec = task.spec
             return placed(trained), task
-    head = new_head(
-        task.spec, loaded.encoder, seed=config.loop.seed, pooling=config.pooling, label_scale=task.label_scale
-    )
+    pooling = config.pooling or "first"
+    head = new_head(task.spec, loaded.encoder, seed=config.loop.seed, pooling=pooling, label_scale=task.label_scale)
     return placed(TaskModel(loaded.encoder, head, loaded.tokenizer, name=str(source))), task
 
 

@@ -29,7 +29,7 @@ class FinetuneConfig:
     Attributes:
         loop: How long and how fast.
         metric: What chooses the best weights; None takes the task's usual one.
-        pooling: Which state stands for a text.
+        pooling: Which state stands for a text; None as the model's head reads it, or the first where it has none.
         temperature: Softens the teacher's answers.
         label_weight: How much the labels count beside the teacher, whose answers count 1.
         hidden_weight: How much the teacher's hidden states count.
@@ -39,7 +39,7 @@ class FinetuneConfig:
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     metric: str | None = None
-    pooling: Pooling = "first"
+    pooling: Pooling | None = None
     temperature: float = 2.0
     label_weight: float = 0.5
     hidden_weight: float = 1.0
@@ -55,7 +55,7 @@ class FinetuneConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidInputError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)!r}")
-        if self.pooling not in ("first", "mean"):
+        if self.pooling not in (None, "first", "mean"):
             raise InvalidInputError(f"pooling must be first or mean, got {self.pooling!r}")
 
 
@@ -105,6 +105,8 @@ class School:
         layers = sorted({layer for _, layer in maps.matches}) if maps is not None else []
         progress.start("asking the teacher", len(asked))
         lessons = ask(teacher, asked, task.spec, layers=layers, on_batch=progress.update)
+        if lessons.asker is not None:
+            progress.note("The teacher's states of all texts are beyond 2 GB: it is asked again in each step.")
         if maps is not None:
             maps.to(next(model.parameters()).device).fit(model, examples, lessons)
         return cls(teacher, examples, lessons, maps)

@@ -13,8 +13,10 @@ from nas.cli.main import main
 from nas.errors import InvalidInputError
 from nas.export.export import export_model
 from nas.finish import exit_run
+from nas.finish.exit_export import load_exits
 from nas.finish.exit_run import ExitsRequest
 from nas.finish.exits import AdaptiveModel
+from nas.finish.sparsity import Lock, Pattern, SparsityFacts, choose_masks, prunable, read_lock, write_lock
 from search_spaces.architecture import Architecture
 from supernet.encoder import Encoder
 
@@ -120,7 +122,8 @@ def test_eval_and_predict_take_such_folders(made, place, capsys):
     [
         ({"taus": (-0.1,)}, "tau, the price of a layer, must be a number above 0"),
         ({"taus": (float("nan"),)}, "tau"),
-        ({"taus": (0.1, 0.1)}, "different prices"),
+        ({"taus": (0.1, 0.1)}, "prices that differ"),
+        ({"taus": (0.12345671, 0.12345674)}, "prices that differ in six digits"),
         ({"taus": ()}, "at least one tau"),
         ({"methods": ("dakt",)}, "dakt"),
         ({"methods": ()}, "at least one method"),
@@ -148,6 +151,30 @@ def test_models_and_tasks_that_do_not_go_together_are_refused_and_leave_nothing(
     with pytest.raises(InvalidInputError, match=reason):
         nas.exits(place / model, place / "refused", task=str(place / task), **FAST)
     assert not list(place.glob("refused*"))
+
+
+def test_the_exits_of_a_sparse_model_keep_its_pattern(place, tokenizer_dir):
+    torch.manual_seed(0)
+    encoder = Encoder(Architecture.bert(3, 32, 48, 2), TEXT).eval()
+    weights = prunable(encoder)
+    scores = {name: weight.detach().abs() for name, weight in weights.items()}
+    Lock(weights, choose_masks(scores, 0.75, Pattern(), "uniform")).after_step()
+    facts = SparsityFacts("unstructured", "uniform", "magnitude", 0.75)
+    export_model(encoder, tokenizer_dir, place / "sparse")
+    write_lock(place / "sparse", encoder, facts)
+    nas.exits(place / "sparse", place / "sparse-exits", task=str(place / "task.csv"), taus=(0.1,), **FAST)
+    for name in ("dact-tau0.1", "confidence"):
+        taught = load_exits(place / "sparse-exits" / name)[0].encoder
+        before, after = prunable(encoder), prunable(taught)
+        assert all(torch.equal(after[matrix] != 0, weight != 0) for matrix, weight in before.items())
+        assert any(not torch.equal(after[matrix], weight) for matrix, weight in before.items())
+        assert read_lock(place / "sparse-exits" / name, taught) is not None
+    with torch.no_grad():
+        next(iter(weights.values())).add_(1)
+    export_model(encoder, tokenizer_dir, place / "broken")
+    (place / "broken" / "sparsity.json").write_bytes((place / "sparse" / "sparsity.json").read_bytes())
+    with pytest.raises(InvalidInputError, match="does not match the model"):
+        nas.exits(place / "broken", place / "refused", task=str(place / "task.csv"), **FAST)
 
 
 def test_an_occupied_folder_is_refused_before_anything_is_read(made, place):

@@ -3,7 +3,7 @@ import random
 
 import pytest
 import torch
-from task_cases import TEXT, numbers_and_words, tokenizer_of, write_rows
+from task_cases import TEXT, numbers_and_words, tokenizer_of, war_or_peace, write_rows
 
 import nas
 from nas.errors import InvalidInputError
@@ -108,6 +108,54 @@ def test_a_head_that_answers_the_task_is_kept(tmp_path, teacher_dir, movies):
     before = nas.evaluate(teacher_dir, task=movies).scores["torch"]
     found = nas.finetune(teacher_dir, tmp_path / "more", task=movies, epochs=1, lr=1e-9)
     assert found.test.scores == before
+
+
+def test_a_head_of_another_pooling_is_kept_where_none_is_named(tmp_path, encoder_dir, movies):
+    """By every step that trains it on, whatever the seed of a fresh head would be."""
+    nas.finetune(encoder_dir, tmp_path / "mean", task=movies, pooling="mean", **QUICK)
+    before = nas.evaluate(tmp_path / "mean", task=movies).scores["torch"]
+    found = nas.finetune(tmp_path / "mean", tmp_path / "more", task=movies, epochs=0.01, lr=1e-9, seed=5)
+    assert found.test.scores == before
+    assert load_task_model(tmp_path / "more").head.pooling == "mean"
+    rounded = {"mode": "qat", "task": movies, "steps": 1, "lr": 1e-9, "seed": 5, "batch_size": 16}
+    nas.quantize(tmp_path / "mean", tmp_path / "int8", **rounded)
+    after = nas.evaluate(tmp_path / "int8", task=movies).scores["torch"]
+    assert after["accuracy"] == pytest.approx(before["accuracy"], abs=0.03)
+    nas.finetune(tmp_path / "mean", tmp_path / "first", task=movies, pooling="first", epochs=0.01, lr=1e-9, seed=5)
+    assert load_task_model(tmp_path / "first").head.pooling == "first"
+
+
+def test_a_run_does_not_go_on_with_other_labels(tmp_path, encoder_dir, paragraphs):
+    rows = war_or_peace(paragraphs)
+    source = write_rows(tmp_path / "task.jsonl", rows)
+    settings = {"task": source, "epochs": 3, "lr": 2e-3, "batch_size": 16}
+    with pytest.raises(KeyboardInterrupt):
+        nas.finetune(encoder_dir, tmp_path / "out", progress=StopAfter("fine-tuning", 11), **settings)
+    other = {"calm": "strife", "strife": "calm"}
+    write_rows(tmp_path / "task.jsonl", [row | {"label": other[row["label"]]} for row in rows])
+    with pytest.raises(InvalidInputError, match="was started with another data"):
+        nas.finetune(encoder_dir, tmp_path / "out", resume=True, **settings)
+
+
+def test_states_that_are_too_many_to_keep_are_asked_for_again(teacher_dir, movies, monkeypatch, tmp_path, encoder_dir):
+    teacher = load_task_model(teacher_dir)
+    task = load_task(movies, teacher.tokenizer, TaskOptions(), text=TEXT)
+    kept = ask(teacher, task.train, task.spec, layers=(0, 2))
+    monkeypatch.setattr("nas.finish.distillation.MAX_STATES_BYTES", 1000)
+    again = ask(teacher, task.train, task.spec, layers=(0, 2))
+    assert not again.states
+    for indices in ([5, 30, 7], [2]):
+        batch = task.train.batch(indices)
+        for layer in (0, 2):
+            theirs = kept.batch_states(layer, batch)
+            torch.testing.assert_close(again.batch_states(layer, batch), theirs, atol=2e-3, rtol=2e-3)
+    notes = []
+    progress = SilentProgress()
+    monkeypatch.setattr(progress, "note", notes.append)
+    settings = {"task": movies, "teacher": teacher_dir, "epochs": 1, "lr": 2e-3, "batch_size": 16}
+    found = nas.finetune(encoder_dir, tmp_path / "out", progress=progress, **settings)
+    assert "hidden" in found.history.losses[0]
+    assert notes == ["The teacher's states of all texts are beyond 2 GB: it is asked again in each step."]
 
 
 def test_a_teacher_is_asked_once_and_says_what_it_says(teacher_dir, movies, encoder_dir):
@@ -227,6 +275,14 @@ def test_the_three_verbs_from_the_command_line(tmp_path, as_json, command, encod
     war, peace = as_json("predict", out)
     assert (war["text"], war["label"], peace["label"]) == ("They wished for war.", "strife", "calm")
     assert war["probabilities"]["strife"] == war["probability"] > 0.5
+    for content, said in (
+        (b"\xef\xbb\xbfwar\n", ""),
+        (b"caf\xe9\n", "cannot read standard input: it is not UTF-8 text"),
+    ):
+        stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdin", stream)
+        code, printed, err = command("predict", out)
+        assert (code, said in err, "\ufeff" in printed) == (2 if said else 0, True, False)
     code, _, err = command("predict", out, tmp_path / "absent.txt")
     assert (code, "cannot read" in err) == (2, True)
     code, _, err = command("finetune", encoder_dir, "--task", movies, "--out", out)

@@ -129,6 +129,9 @@ def test_minutes_are_checked_first(encoder_dir, tmp_path, command):
         (["prune", "--minutes", "0", "--corpus", "x.txt"], "minutes must be"),
         (["prune", "--minutes", "1", "--steps", "5", "--corpus", "x.txt"], "give either --steps or --minutes"),
         (["quantize", "--minutes", "1"], "minutes are for qat, which trains, and dynamic does not"),
+        (["quantize", "--steps", "7", "--mode", "static"], "steps are for qat, which trains, and static does not"),
+        (["quantize", "--teacher", "t"], "teacher is for qat, which trains, and dynamic does not"),
+        (["quantize", "--resume"], "dynamic is done in one go; leave --resume out"),
     ):
         code, _, error = command(words[0], encoder_dir, "--out", tmp_path / "out", "--quiet", *words[1:])
         assert code == 2
