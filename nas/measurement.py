@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.latency import Latency
+from analysis.latency import MIN_SAMPLES, Latency
 from nas.devices.target import RUNTIMES, Settings
 from nas.devices.workload import MODEL_FILES
 from nas.errors import InvalidInputError
@@ -15,6 +16,10 @@ from nas.export.sparse_files import BLOCKS_FILE, LOCK_FILE, TABLES_FILE
 from nas.progress import Progress
 
 MB = 10**6
+#: A percentile needs so many samples, and each takes about three runs of the model, the anchor's included.
+RUNS_A_SAMPLE = 3
+#: The longest that a model is timed for a percentile's sake alone.
+MAX_TAIL_SECONDS = 60.0
 
 
 def latency_json(latency: Latency) -> dict[str, Any]:
@@ -72,6 +77,7 @@ class Measurement:
         percentile: Of the latency that the budget binds.
         is_sustained: Whether it was timed long enough to tell how far it slows down as the device warms up.
         pattern: Of a sparse model, what its lock says; else None.
+        cpus: The cores that were asked for; None for the idlest.
     """
 
     model_dir: Path
@@ -82,6 +88,7 @@ class Measurement:
     percentile: int = 50
     is_sustained: bool = False
     pattern: str | None = None
+    cpus: tuple[int, ...] | None = None
 
     def judge(self, row: Row) -> str:
         """Whether a row ``meets`` or ``exceeds`` the budget, or is ``undecided``; its verdict without a budget."""
@@ -112,6 +119,22 @@ class Measurement:
 
     @property
     def advice(self) -> list[str]:
+        """Where samples are too few for the percentile, how long to time; of a sparse model, which form was fastest."""
+        return [*self._lacking, *self._comparison]
+
+    @property
+    def _lacking(self) -> list[str]:
+        """What the percentile lacks, a sentence for each row that it leaves undecided."""
+        needed = MIN_SAMPLES[self.percentile]
+        return [
+            f"p{self.percentile} of {row.file} needs {needed} samples and {len(row.latency.samples_s)} were taken; "
+            f"time it for {math.ceil(_tail_seconds(row.latency.p50_s, self.percentile))} seconds or longer."
+            for row in self.rows
+            if self.judge(row) == "undecided" and row.latency.bounds_s(self.percentile) is None
+        ]
+
+    @property
+    def _comparison(self) -> list[str]:
         """Of a sparse model, which form was fastest, by measurement alone; one sentence for each kind of text."""
         if self.pattern is None:
             return []
@@ -139,6 +162,8 @@ class Measurement:
                     "size_mb": row.size_bytes / MB,
                     "runtime": row.latency.conditions.runtime,
                     "precision": row.latency.conditions.precision,
+                    "threads": row.latency.conditions.threads,
+                    "cpus": None if self.cpus is None else list(self.cpus),
                     "batch_size": row.latency.conditions.batch_size,
                     "seq_len": row.latency.conditions.seq_len,
                     **latency_json(row.latency),
@@ -169,18 +194,22 @@ def measure_model(
         settings: What to time it under.
         budget_s: What to judge it by.
         percentile: Which percentile of the latency the budget binds.
-        seconds_each: How long to time each.
+        seconds_each: How long to time each; longer where the percentile needs the samples.
         is_sustained: Whether each is timed once and without a break, to see it slow down.
         progress: What is told about it.
 
     Raises:
-        InvalidInputError: The folder holds no such form, or it cannot be run under these conditions.
+        InvalidInputError: The folder holds no such form, it cannot be run under these conditions, or a text is longer
+            than it reads.
         DeviceNotAvailableError: No such device is known here, or it is known from a profile only.
         InconclusiveMeasurementError: The measuring itself broke down.
     """
     from nas.devices.resolve import live
 
+    _check_lengths(model_dir, settings)
     rows, description = [], ""
+    if not is_sustained and budget_s is not None and percentile != 50:
+        seconds_each = max(seconds_each, min(MAX_TAIL_SECONDS, _tail_seconds(budget_s, percentile)))
     progress.start("measure", len(settings))
     for done, asked in enumerate(settings, 1):
         path = form(model_dir, asked)
@@ -192,7 +221,29 @@ def measure_model(
         progress.update(done, file=path.name, p50_ms=latency.p50_s * 1e3)
     progress.finish()
     pattern = sparse_pattern(model_dir)
-    return Measurement(model_dir, device, description, tuple(rows), budget_s, percentile, is_sustained, pattern)
+    return Measurement(
+        model_dir,
+        device,
+        description,
+        tuple(rows),
+        budget_s,
+        percentile,
+        is_sustained,
+        pattern,
+        settings[0].cpus,
+    )
+
+
+def _tail_seconds(run_s: float, percentile: int) -> float:
+    """About how long to time a model of so many seconds a run, so that a percentile has the samples that it needs."""
+    return RUNS_A_SAMPLE * MIN_SAMPLES[percentile] * run_s
+
+
+def _check_lengths(model_dir: Path, settings: Sequence[Settings]) -> None:
+    """Refuses texts that are longer than what the folder's configuration says that the model reads."""
+    longest, asked = _config(model_dir).get("max_position_embeddings"), max(one.seq_len for one in settings)
+    if isinstance(longest, int) and longest < asked:
+        raise InvalidInputError(f"{model_dir.name} reads at most {longest} tokens, got --seq-len {asked}")
 
 
 def _fastest(rows: Sequence[Row], batch_size: int, seq_len: int) -> str:
@@ -284,11 +335,17 @@ def _form(model_dir: Path, runtime: str, precision: str) -> Path | None:
 
 def _is_stock(model_dir: Path) -> bool:
     """Whether a folder is of a class that transformers itself has."""
+    config = _config(model_dir)
+    return bool(config) and "auto_map" not in config
+
+
+def _config(model_dir: Path) -> dict[str, Any]:
+    """What a folder's Hugging Face configuration says; nothing where it has none that can be read."""
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(config, dict) and "auto_map" not in config
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _size_bytes(path: Path, runtime: str) -> int:

@@ -18,7 +18,6 @@ Runtime = Annotated[
     str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
 ]
 Precision = Annotated[str | None, typer.Option(help="fp32, int8 ...; the device's own by default.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the runtime; the device's own by default, else 1.")]
 
 
 @app.callback()
@@ -146,7 +145,7 @@ def profile(
     samples: Annotated[int, typer.Option(help="How many shapes to measure.")] = 40,
     runtime: Runtime = None,
     precision: Precision = None,
-    threads: Threads = None,
+    threads: options.Threads = None,
     cpus: options.Cpus = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens a text.")] = 128,
@@ -255,15 +254,18 @@ def _say_profile(out: Path, measured: "Profile", *, as_json: bool) -> None:
                 "profile": str(out),
                 "description": measured.description,
                 "measured_at": measured.measured_at,
-                "num_samples": error.num_samples,
-                "median_error": error.median,
-                "p95_error": error.p95,
+                "num_samples": len(measured.samples),
+                "median_error": error and error.median,
+                "p95_error": error and error.p95,
             }
         )
         return
-    print(f"{out}: {error.num_samples} shapes on {measured.description}")
-    print(
-        f"Predictions of shapes left out are off by {error.median:.1%} in the median, 95 % of them by at most "
-        f"{error.p95:.1%}"
-    )
+    print(f"{out}: {len(measured.samples)} shapes on {measured.description}")
+    if error is None:
+        print("How far predictions are off is not known: of one shape none can be left out; take more with --samples")
+    else:
+        print(
+            f"Predictions of shapes left out are off by {error.median:.1%} in the median, 95 % of them by at most "
+            f"{error.p95:.1%}"
+        )
     say(f"Carry it to where the supernet is, and there: nas search --latency-ms MS --device {out.name}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.cli import options
-from nas.cli.outcome import print_json, verb
+from nas.cli.outcome import is_given, print_json, verb
 
 if TYPE_CHECKING:
     from nas.measurement import Measurement
@@ -20,6 +20,7 @@ _JUDGEMENTS = {
 
 @verb
 def measure(
+    context: typer.Context,
     model_dir: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
     device: Annotated[str, typer.Option(help="Where to measure; nas devices lists them.")] = "cpu",
     latency_ms: Annotated[float | None, typer.Option(help="Budget to judge the model by, in milliseconds.")] = None,
@@ -35,7 +36,7 @@ def measure(
     cpus: options.Cpus = None,
     batch_size: options.BatchSizes = "1",
     seq_len: options.SeqLens = "128",
-    seconds: Annotated[float, typer.Option(help="How long to time each.")] = 3.0,
+    seconds: Annotated[float, typer.Option(help="How long to time each; longer where --percentile needs it.")] = 3.0,
     sustained: Annotated[
         float | None, typer.Option(help="Time each for so many seconds on end and tell how far it slows down.")
     ] = None,
@@ -54,8 +55,14 @@ def measure(
     Example: nas measure my-model --device board --latency-ms 20 --seq-len 32,128
     """
     from nas import api
+    from nas.devices.resolve import on_ray
+    from nas.errors import InvalidInputError
     from nas.progress import choose_progress
 
+    if sustained is not None and is_given(context, "seconds"):
+        raise InvalidInputError("--sustained says how long each is timed; leave --seconds out")
+    if ray_address is not None and on_ray(device, ray_address) == device:
+        raise InvalidInputError(f"a Ray address is for a device on it, which {device} is not; leave --ray-address out")
     measurement = api.measure(
         model_dir,
         device=device,
@@ -121,7 +128,11 @@ def _print(measurement: "Measurement") -> None:
         )
     for line in zip(*shown.values(), strict=True):
         table.add_row(*(cell or "-" for cell in line))
-    console().print(f"{measurement.model_dir} on {measurement.description}", markup=False, soft_wrap=True)
+    threads = measurement.rows[0].latency.conditions.threads
+    where = f"{measurement.model_dir} on {measurement.description}"
+    where += "" if threads == 1 else f", {threads} threads"
+    where += "" if measurement.cpus is None else f", cores {','.join(map(str, measurement.cpus))}"
+    console().print(where, markup=False, soft_wrap=True)
     console().print(table)
     for sentence in measurement.advice:
         console().print(sentence, markup=False, soft_wrap=True)

@@ -35,8 +35,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from an unfinished
 
 SeqLens = Annotated[str, typer.Option(help="Tokens a text; several as 32,128.")]
 BatchSizes = Annotated[str, typer.Option(help="Texts at a time; several as 1,8.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the runtime; 1 by default.")]
-Cpus = Annotated[str | None, typer.Option(help="Cores to run on, such as 2,3; the idlest by default.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the runtime; the device's own by default, else 1.")]
+Cpus = Annotated[
+    str | None, typer.Option(help="Cores to run on, such as 2,3; the device's own by default, else the idlest.")
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

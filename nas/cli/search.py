@@ -39,8 +39,8 @@ def search(
         str | None,
         typer.Option(help="fp32 or int8, or fp32,int8 to have it chosen as well; the device's own by default."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 1 by default.")] = None,
-    cpus: Annotated[str | None, typer.Option(help="Cores to run on, such as 2,3; the idlest by default.")] = None,
+    threads: options.Threads = None,
+    cpus: options.Cpus = None,
     supernet: Annotated[
         Path | None, typer.Option(help="Folder that nas train made; the shipped one by default.")
     ] = None,

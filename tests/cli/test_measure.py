@@ -1,10 +1,14 @@
 """``nas measure`` on a target whose latencies are given."""
 
+import json
+
 import numpy as np
 import pytest
 
 from analysis.latency import Conditions, measured
+from nas import api
 from nas.devices import resolve as resolve_module
+from nas.errors import InvalidInputError
 
 BYTES = 32_000_000
 
@@ -97,6 +101,33 @@ def test_settings_reach_the_target(nas, model_dir, monkeypatch):
     assert [asked.precision for asked in seen] == ["int8"]
 
 
+def test_what_would_be_ignored_is_refused(nas, model_dir):
+    ended = nas("measure", model_dir, "--ray-address", "garbage")
+    assert ended.code == 2
+    assert "a Ray address is for a device on it, which cpu is not; leave --ray-address out" in ended.err
+    ended = nas("measure", model_dir, "--sustained", 1, "--seconds", 30)
+    assert ended.code == 2
+    assert "--sustained says how long each is timed; leave --seconds out" in ended.err
+
+
+def test_threads_and_cores_are_written_beside_the_number(nas, model_dir):
+    arguments = ("measure", model_dir, "--threads", 2, "--cpus", "0,1")
+    rows = nas(*arguments, "--json").data["measurements"]
+    assert [(row["threads"], row["cpus"]) for row in rows] == [(2, [0, 1])] * 2
+    assert "on a fake device, 2 threads, cores 0,1\n" in nas(*arguments).out
+    assert [(row["threads"], row["cpus"]) for row in nas("measure", model_dir, "--json").data["measurements"]] == [
+        (1, None)
+    ] * 2
+    assert "on a fake device\n" in nas("measure", model_dir).out
+
+
+@pytest.mark.parametrize("verb", ["measure", "search"])
+def test_the_help_says_that_a_devices_own_settings_hold(nas, verb):
+    told = " ".join(nas(verb, "--help").out.split())
+    assert "the device's own by default, else 1." in told
+    assert "the device's own by default, else the idlest." in told
+
+
 def test_a_budget_binds_under_every_condition(nas, model_dir):
     arguments = ("measure", model_dir, "--precision", "fp32", "--seq-len", "128,256", "--json", "--latency-ms")
     assert nas(*arguments, 10).code == 3  # meets at 128 tokens, exceeds at 256
@@ -111,6 +142,22 @@ def test_a_budget_may_bind_the_tail(nas, model_dir):
     assert codes == {50: 0, 90: 0, 99: 3}
     row = nas(*arguments, 99).data["measurements"][0]
     assert row["p99_ms"] == pytest.approx(24, rel=0.05)
+
+
+def test_a_tail_gets_the_samples_it_needs_or_is_told_how_many_it_lacks(nas, model_dir, monkeypatch):
+    def measure(target, models, *, seconds_each, attempts=3, on_result=None):
+        num = int(seconds_each / (2.5 * 0.008))
+        return {name: measured(target.conditions, [0.008] * num, [0.004] * num, 0.004) for name in models}
+
+    monkeypatch.setattr(FakeTarget, "measure", measure)
+    arguments = ("measure", model_dir, "--precision", "fp32", "--latency-ms", 10, "--percentile", 99)
+    ended = nas(*arguments)
+    assert ended.code == 0
+    assert "meets 10 ms at p99" in ended.out
+    ended = nas(*arguments, "--sustained", 2)
+    assert ended.code == 5
+    assert "p99 of model.onnx needs 299 samples and 100 were taken; time it for 8 seconds or longer." in ended.out
+    assert nas(*arguments, "--sustained", 8).code == 0
 
 
 def test_a_device_that_slows_down_is_found_out(nas, model_dir):
@@ -148,6 +195,23 @@ def test_a_number_out_of_bounds_is_said(nas, model_dir, option, value, message):
     ended = nas("measure", model_dir, option, value)
     assert ended.code == 2
     assert message in ended.err
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
+def test_a_text_longer_than_the_model_reads_is_refused_before_the_device_is_asked(nas, model_dir, monkeypatch, runtime):
+    seen = []
+    monkeypatch.setattr(resolve_module, "local_cpu", lambda settings: seen.append(settings) or FakeTarget(settings))
+    (model_dir / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 512}))
+    ended = nas("measure", model_dir, "--runtime", runtime, "--seq-len", "32,513")
+    assert ended.code == 2
+    assert "model reads at most 512 tokens, got --seq-len 513" in ended.err
+    assert not seen
+    assert nas("measure", model_dir, "--runtime", runtime, "--seq-len", 512).code == 0
+
+
+def test_a_number_too_large_for_a_float_is_refused(model_dir):
+    with pytest.raises(InvalidInputError, match="latency_ms must be a number above 0"):
+        api.measure(model_dir, latency_ms=10**400)
 
 
 def test_a_folder_without_a_model_is_said(nas, tmp_path):

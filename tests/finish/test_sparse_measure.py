@@ -65,13 +65,13 @@ def sparse_dir(tmp_path_factory, tokenizer_dir):
 
 
 def test_a_dense_model_is_measured_as_before(dense_dir):
-    found = nas.measure(dense_dir)
+    found = nas.measure(dense_dir, seq_len=64)
     assert FakeTarget.seen == ["onnxruntime", "onnxruntime"]
     assert found.advice == []
 
 
 def test_a_sparse_model_is_measured_in_every_form_and_the_fastest_is_named(sparse_dir):
-    found = nas.measure(sparse_dir)
+    found = nas.measure(sparse_dir, seq_len=64)
     assert FakeTarget.seen[:4] == ["onnxruntime", "onnxruntime", "torch", "torch-sparse"]
     assert [row.form for row in found.rows][:4] == [
         ("model.onnx", "onnxruntime"),
@@ -79,7 +79,7 @@ def test_a_sparse_model_is_measured_in_every_form_and_the_fastest_is_named(spars
         (".", "torch"),
         (".", "torch-sparse"),
     ]
-    assert found.advice[0].startswith("Fastest at 1 x 128: torch-sparse (4.00 ms); ")
+    assert found.advice[0].startswith("Fastest at 1 x 64: torch-sparse (4.00 ms); ")
     assert "model.int8.onnx in onnxruntime (5.00 ms) takes 1.25x" in found.advice[0]
     assert "2:4 exist on NVIDIA GPUs only; they were not measured" in found.advice[1]
     assert found.to_dict()["advice"] == found.advice
@@ -87,12 +87,12 @@ def test_a_sparse_model_is_measured_in_every_form_and_the_fastest_is_named(spars
 
 def test_what_the_intervals_do_not_tell_apart_is_not_called_faster(sparse_dir, monkeypatch):
     monkeypatch.setitem(TIMES_S, "torch-sparse fp32", 0.0050005)
-    advice = nas.measure(sparse_dir).advice[0]
+    advice = nas.measure(sparse_dir, seq_len=64).advice[0]
     assert "in onnxruntime (5.00 ms), not told apart by this measurement from torch-sparse (5.00 ms);" in advice
 
 
 def test_each_form_is_judged_by_itself(sparse_dir):
-    found = nas.measure(sparse_dir, latency_ms=4.5)
+    found = nas.measure(sparse_dir, latency_ms=4.5, seq_len=64)
     assert found.exit_code == 0
     assert [found.judge(row) for row in found.rows][:4] == ["exceeds", "exceeds", "exceeds", "meets"]
 
@@ -101,13 +101,13 @@ def test_compressed_rows_are_left_out_where_the_class_is_ours(sparse_dir, tmp_pa
     shutil.copytree(sparse_dir, tmp_path / "chain")
     path = tmp_path / "chain" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "ours"}}))
-    nas.measure(tmp_path / "chain")
+    nas.measure(tmp_path / "chain", seq_len=64)
     assert not any(runtime.startswith("torch") for runtime in FakeTarget.seen)
 
 
 def test_what_was_asked_for_is_measured_alone(sparse_dir):
-    nas.measure(sparse_dir, precision="int8")
-    nas.measure(sparse_dir, runtime="torch-sparse")
+    nas.measure(sparse_dir, precision="int8", seq_len=64)
+    nas.measure(sparse_dir, runtime="torch-sparse", seq_len=64)
     assert FakeTarget.seen == ["onnxruntime", "torch-sparse"]
 
 
@@ -120,7 +120,7 @@ def test_a_lock_that_cannot_be_read_is_an_error(dense_dir, tmp_path):
 
 def test_the_stored_files_are_the_size_of_the_sparse_form(sparse_dir, tmp_path):
     nas.quantize(sparse_dir, tmp_path / "int8")
-    rows = {row.form: row for row in nas.measure(tmp_path / "int8").rows}
+    rows = {row.form: row for row in nas.measure(tmp_path / "int8", seq_len=64).rows}
     assert (
         rows[(".", "torch-sparse")].size_bytes
         == json.loads((tmp_path / "int8" / "sizes.json").read_text())["bytes"]["model_file"]
