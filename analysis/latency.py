@@ -10,6 +10,7 @@ scheduler gave to others in between is not in them, but told as pressure, and it
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeGuard, get_args
@@ -17,11 +18,12 @@ from typing import Any, Literal, TypeGuard, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import InvalidInputError
+from search_spaces.errors import InvalidInputError, shown
 
 SCHEMA_VERSION = 2
 MAX_SAMPLES = 1_000_000
 MAX_SECONDS = 86_400.0
+MAX_MULTIPLE = 1e6  # of the anchor's level
 NUM_RESAMPLES = 1000
 NUM_TAIL_RESAMPLES = 200
 
@@ -375,8 +377,11 @@ def widened(interval: tuple[float, float], middle: float, level_interval: tuple[
     Raises:
         InvalidInputError: The level's interval is not of positive multiples around 1.
     """
-    if not all(map(_is_number, level_interval)) or not 0 < level_interval[0] <= 1 <= level_interval[1] < math.inf:
-        raise InvalidInputError(f"level_interval must be two positive multiples around 1, got {level_interval!r}")
+    if (
+        not all(map(_is_number, level_interval))
+        or not 1 / MAX_MULTIPLE <= level_interval[0] <= 1 <= level_interval[1] <= MAX_MULTIPLE
+    ):
+        raise InvalidInputError(f"level_interval must be two positive multiples around 1, got {shown(level_interval)}")
     (low, high), (level_low, level_high) = interval, level_interval
     return math.hypot(math.log(middle / low), math.log(level_low)), math.hypot(
         math.log(high / middle), math.log(level_high)
@@ -428,12 +433,12 @@ def _tail_interval(levelled: Floats, share: float, middle: float, seed: int) -> 
 
 def _check_time(value: object) -> float:
     if not _is_number(value) or not 0 < value <= MAX_SECONDS:
-        raise InvalidInputError(f"a time must be a positive, finite number of seconds, got {value!r}")
+        raise InvalidInputError(f"a time must be a positive, finite number of seconds, got {shown(value)}")
     return float(value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _fields(what: str, data: object, record: type) -> dict[str, Any]:

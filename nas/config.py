@@ -1,11 +1,11 @@
 """Where this project keeps what outlives a run, and the bounds of every number a user may give."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from nas.errors import InvalidInputError, unknown_name
+from search_spaces.errors import shown
 
 
 def cache_dir() -> Path:
@@ -29,7 +29,7 @@ def config_dir() -> Path:
 def _folder(variable: str, what: str, below_home: str) -> Path:
     given = os.environ.get(variable, "")
     if given:
-        path = Path(given).expanduser()
+        path = expanded(given)
         if not path.is_absolute():
             raise InvalidInputError(f"{variable} must be an absolute path, got {given!r}")
         return path
@@ -37,6 +37,18 @@ def _folder(variable: str, what: str, below_home: str) -> Path:
         return Path.home() / below_home / "tiny-plm-nas"
     except RuntimeError as error:
         raise InvalidInputError(f"there is no home folder for {what}; set {variable} to a folder") from error
+
+
+def expanded(path: str) -> Path:
+    """A path whose leading ``~`` or ``~user`` is that user's home folder.
+
+    Raises:
+        InvalidInputError: There is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InvalidInputError(f"no home folder is known for {shown(path)}; write the path out") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +74,7 @@ class Bound:
         """Whether a value keeps this law; booleans, NaN and infinities never do."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
-        if self.whole:
-            return self.lowest <= value <= self.highest
-        return math.isfinite(value) and self.lowest < value <= self.highest
+        return (self.lowest <= value if self.whole else self.lowest < value) and value <= self.highest
 
 
 BOUNDS: dict[str, Bound] = {
@@ -101,7 +111,7 @@ def check_bound(name: str, value: object) -> None:
     if name not in BOUNDS:
         raise unknown_name("bound", name, BOUNDS)
     if not BOUNDS[name].allows(value):
-        raise InvalidInputError(f"{name} must be {BOUNDS[name]}, got {value!r}")
+        raise InvalidInputError(f"{name} must be {BOUNDS[name]}, got {shown(value)}")
 
 
 def check_bounds(**values: object) -> None:

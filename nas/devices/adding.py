@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nas.config import expanded
 from nas.devices import registry
 from nas.devices.carried import CarriedProfile
 from nas.devices.registry import Place, ProfilePlace, RayPlace, Registered, SshPlace
 from nas.devices.resolve import connection, means_this_machine
+from nas.devices.ssh import check_runtime
+from nas.devices.target import Settings
 from nas.errors import InvalidInputError
 from search_spaces.errors import shown
 
@@ -38,6 +41,8 @@ def add(name: str, address: str, place: Mapping[str, str | None], defaults: Mapp
         words = CarriedProfile.read(name, Path(device.place.path)).description
     else:
         connection(device.place)
+        if isinstance(device.place, SshPlace):
+            check_runtime(Settings(**defaults))
         words = str(device)
     registry.add(name, device)
     return words
@@ -56,7 +61,7 @@ def _place(address: str, given: Mapping[str, str]) -> Place:
         return RayPlace(address if address.startswith("ray://") else address.removeprefix("ray:"), **given)
     if address.endswith(".json"):
         _only(given, set(), "a profile file")
-        return ProfilePlace(str(Path(address).expanduser().absolute()))
+        return ProfilePlace(str(expanded(address).absolute()))
     raise InvalidInputError(
         f"an address must be ssh://user@host:port, ray://host:port or a profile file that ends in .json, "
         f"got {shown(address)}"

@@ -20,7 +20,7 @@ from nas.devices.profile import Profile
 from nas.devices.profiling import measure_profile
 from nas.devices.session import RunnerTarget
 from nas.devices.shapes import choose_shapes
-from nas.devices.target import Model, Settings, Shape
+from nas.devices.target import RUNNER_RUNTIMES, Model, Settings, Shape
 from nas.devices.workload import OnnxWorkload, Packed
 from nas.errors import InconclusiveMeasurementError, InvalidInputError
 from nas.progress import Progress
@@ -28,11 +28,12 @@ from search_spaces.architecture import TextSpec
 from search_spaces.files import atomic_folder, write_atomic
 from search_spaces.spaces import Space, space_from_dict
 
-RUNTIMES = ("onnxruntime", "openvino")
 JOB_FILE = "job"
 COMMAND = f"python3 {RUNNER.name} {JOB_FILE} answers"
 MAX_HEADER_BYTES = 10_000_000
 MAX_ANSWERS_BYTES = 1_000_000_000
+#: The years 2020 and 2100: a machine without a clock begins with 1970 when it is switched on.
+CLOCK_SET_S, LAST_CLOCK_S = 1_577_836_800.0, 4_102_444_800.0
 _NOT_SEEN = Fingerprint(
     cpu_model="not seen yet",
     cpu_flags="unknown",
@@ -70,9 +71,9 @@ class Question:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.settings.runtime not in RUNTIMES:
+        if self.settings.runtime not in RUNNER_RUNTIMES:
             raise InvalidInputError(
-                f"the runner alone measures {' and '.join(RUNTIMES)}, not {self.settings.runtime}; install this "
+                f"the runner alone measures {' and '.join(RUNNER_RUNTIMES)}, not {self.settings.runtime}; install this "
                 "program there and run nas devices profile on it"
             )
         check_bounds(samples=self.num_samples, seconds_each=self.seconds_each, seed=self.seed)
@@ -170,7 +171,7 @@ def read_answers(files: Sequence[Path], out: Path, *, progress: Progress | None 
         for entry in job.header["candidates"]:
             yield {**answers.by_name[names[entry["name"]]], "name": entry["name"]}
 
-    measured_s = max(file.stat().st_mtime for file in files)
+    measured_s = answers.measured_s or max(file.stat().st_mtime for file in files)
     target = RunnerTarget(out.stem, question.settings, run=replay, workload=_Named(), now=lambda: measured_s)
     profile = measure_profile(
         target,
@@ -202,11 +203,14 @@ class _Answers:
         ready: Its first words.
         by_name: The last answer about each shape.
         error: Why a run ended early, where one did.
+        measured_s: When it gave the last answer by its own clock, in seconds since 1970; None where it does not say
+            so, or its clock was not set.
     """
 
     ready: Event
     by_name: Mapping[str, Event]
     error: str
+    measured_s: float | None
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> "_Answers":
@@ -218,7 +222,9 @@ class _Answers:
         if any(event.get("facts") != ready[0].get("facts") for event in ready):
             raise InvalidInputError("the answers come from different machines, or the machine changed between its runs")
         named = {str(event.get("name")): event for event in events if event["event"] in ("result", "failed")}
-        return cls(ready[0], named, errors[-1] if errors else "")
+        times = [event.get("at_s") for event in named.values()]
+        told = [at_s for at_s in times if isinstance(at_s, int | float) and CLOCK_SET_S <= at_s <= LAST_CLOCK_S]
+        return cls(ready[0], named, errors[-1] if errors else "", max(told, default=None))
 
 
 def _question(path: Path) -> Question:

@@ -148,7 +148,7 @@ def check_profile_name(path: Path) -> None:
     Raises:
         InvalidInputError: The file's name does not end in ``.json``.
     """
-    if path.suffix != ".json" or path.is_dir():
+    if path.suffix != ".json":
         raise InvalidInputError(
             f"a profile's file must end in .json, got {str(path)!r}; name it {path.stem or path}.json"
         )

@@ -27,6 +27,8 @@ from nas.errors import InconclusiveMeasurementError
 RUNNER = Path(runner.__file__)
 LOCAL_COMMAND = (sys.executable, "-P", str(RUNNER))
 START_TIMEOUT_S = 120.0
+#: How long an answer may take beside what the runner may make of the time that was asked for.
+ANSWER_TIMEOUT_S = 600.0
 MAX_LINE_BYTES = 64_000_000
 #: How often the sender shows that it is there, and after how much silence the runner ends.
 HEARTBEAT_S, SILENCE_S = 5.0, 30.0
@@ -95,7 +97,7 @@ class Job:
 def run_job(
     job: Job,
     *,
-    answer_timeout_s: float,
+    answer_timeout_s: float | None = None,
     command: tuple[str, ...] = LOCAL_COMMAND,
     preamble: bytes = b"",
 ) -> Iterator[Event]:
@@ -103,7 +105,7 @@ def run_job(
 
     Args:
         job: What to do.
-        answer_timeout_s: How long one answer may take.
+        answer_timeout_s: How long one answer may take; by default as long as a busy machine may make it, and more.
         command: What starts the runner.
         preamble: What that command reads before the job.
 
@@ -111,6 +113,8 @@ def run_job(
         RunnerError: The runner did not start, was killed, answered with something else than events, failed as a
             whole, or was silent for too long; answers that came before it have been yielded.
     """
+    if answer_timeout_s is None:
+        answer_timeout_s = ANSWER_TIMEOUT_S + runner.MAX_STRETCH * float(job.header["seconds_each"])
     with tempfile.TemporaryFile() as errors, _process(command, errors) as process:
         assert process.stdout is not None
         timeout_s = max(START_TIMEOUT_S, answer_timeout_s)

@@ -55,7 +55,7 @@ def defaults_of(name: str) -> dict[str, Any]:
     """The settings that a device brings along: those of its kind, those it is registered with, or its profile's.
 
     Raises:
-        InvalidInputError: The list of devices, or the profile, is broken.
+        InvalidInputError: The list of devices is broken, or the profile cannot be read.
     """
     from nas.devices.carried import CarriedProfile
     from nas.devices.gpu import DEFAULT_RUNTIME
@@ -69,8 +69,6 @@ def defaults_of(name: str) -> dict[str, Any]:
     if place is None:
         return {} if name == "cpu" else {"runtime": DEFAULT_RUNTIME}
     if isinstance(place.place, ProfilePlace):
-        if not Path(place.place.path).is_file():
-            return {}
         held = CarriedProfile.read(name, Path(place.place.path)).settings
         return {"runtime": held.runtime, "precision": held.precision, "threads": held.threads}
     is_gpu = isinstance(place.place, RayPlace) and place.place.accelerator is not None

@@ -1,9 +1,9 @@
 """This machine's CPU as a target: the runner in a fresh process, on the idlest cores."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from nas.devices.clock import Event, Job, run_job
+from nas.devices.clock import run_job
 from nas.devices.fingerprint import Fingerprint
 from nas.devices.runner import available_cpus
 from nas.devices.session import RunJob, RunnerTarget
@@ -11,8 +11,6 @@ from nas.devices.target import Settings
 from nas.devices.torch_workload import TorchWorkload, run_torch, torch_facts
 from nas.devices.workload import OnnxWorkload
 from nas.errors import DeviceNotAvailableError, InvalidInputError
-
-ANSWER_TIMEOUT_S = 600.0
 
 
 def local_cpu(
@@ -49,12 +47,8 @@ def local_cpu(
     return RunnerTarget(
         "cpu",
         settings,
-        run=run or (run_torch if is_torch else _run_here),
+        run=run or (run_torch if is_torch else run_job),
         workload=TorchWorkload() if is_torch else OnnxWorkload(),
         fingerprint=fingerprint,
         now=now,
     )
-
-
-def _run_here(job: Job) -> Iterator[Event]:
-    return run_job(job, answer_timeout_s=ANSWER_TIMEOUT_S + 2 * float(job.header["seconds_each"]))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from analysis.latency import Conditions, Latency, predicted, widened
 from nas.devices.features import FEATURES, KINDS, UNIFORM_FEATURES, features
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InvalidInputError
+from search_spaces.errors import InvalidInputError, shown
 
 SCHEMA_VERSION = 2
 MAX_SAMPLES = 10_000
@@ -62,8 +62,10 @@ class Sample:
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.ratio, int | float) and not isinstance(self.ratio, bool)
-        if not is_number or not 0 < self.ratio <= MAX_RATIO:
-            raise InvalidInputError(f"a sample's ratio must be above 0 and at most {MAX_RATIO:g}, got {self.ratio!r}")
+        if not is_number or not LOWEST_RATIO <= self.ratio <= MAX_RATIO:
+            raise InvalidInputError(
+                f"a sample's ratio must be from {LOWEST_RATIO:g} to {MAX_RATIO:g}, got {shown(self.ratio)}"
+            )
         if not isinstance(self.is_drawn, bool):
             raise InvalidInputError(f"a sample's is_drawn must be true or false, got {self.is_drawn!r}")
 
@@ -228,8 +230,10 @@ class LatencyPredictor:
         return float(sizes[:, min(rank, sizes.shape[1]) - 1].max())
 
     @property
-    def error(self) -> HeldOutError:
-        """The error on shapes that were left out of the fit."""
+    def error(self) -> HeldOutError | None:
+        """The error on shapes that were left out of the fit; None where one shape is all that was measured."""
+        if len(self.samples) == 1:
+            return None
         sizes = np.abs(self.left_out_errors)
         return HeldOutError(
             median=float(np.median(sizes)),
@@ -242,6 +246,8 @@ class LatencyPredictor:
     def description(self) -> str:
         """What it rests on and how good it is, in words."""
         error = self.error
+        if error is None:
+            return "1 shape measured, so that none could be left out and the error is not known"
         return f"{error.num_samples} shapes measured, median error {error.median:.1%} on shapes left out"
 
     @property
@@ -263,7 +269,7 @@ class LatencyPredictor:
             "samples": [sample.to_dict() for sample in self.samples],
             "prior": None if self.prior is None else self.prior.to_dict(),
             "coefficients": self.coefficients,
-            "error": asdict(self.error),
+            "error": self.error and asdict(self.error),
         }
 
     @classmethod

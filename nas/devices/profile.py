@@ -6,6 +6,7 @@ One JSON file for a device, conditions and space; it says what it was measured o
 import hashlib
 import json
 import re
+import stat
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -136,6 +137,8 @@ class Profile:
             InvalidInputError: It cannot be read, is too large, or is no profile.
         """
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+                raise InvalidInputError("cannot read it: it is no regular file")
             with path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
             if len(content) > MAX_FILE_BYTES:

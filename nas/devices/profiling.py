@@ -174,9 +174,16 @@ def _design(space: Space, num_samples: int, budgets_s: Sequence[float], seed: in
 
 
 def usable(path: Path, profiling: "Profiling") -> tuple[Profile | None, str]:
-    """The profile in a file, or None and why it cannot be used; no reason where there is no file."""
-    if not path.exists():
-        return None, ""
+    """The profile in a file, or None and why it cannot be used; no reason where there is no file.
+
+    Raises:
+        InvalidInputError: Whether there is one cannot be seen.
+    """
+    try:
+        if not path.exists():
+            return None, ""
+    except OSError as error:
+        raise InvalidInputError(f"cannot reach {path}: {error.strerror}; name a file that you may write") from error
     try:
         profile = Profile.read(path)
         if profile.conditions != profiling.target.conditions:

@@ -23,7 +23,6 @@ from nas.devices.workload import OnnxWorkload
 from nas.errors import DeviceNotAvailableError, InconclusiveMeasurementError, InvalidInputError, NasError
 
 BRIDGE = Path(ray_bridge.__file__)
-ANSWER_TIMEOUT_S = 600.0
 KNOCK_S = 5.0
 #: What an accelerator is timed with, and what runs that; the rest is timed on the processor by ``runner.py``.
 ACCELERATOR_RUNTIMES = ("torch", "torch-graphs")
@@ -134,7 +133,7 @@ def run_on_node(node: RayNode, job: Job, *, wait_s: float = WAIT_S) -> Iterator[
     command, preamble = (sys.executable, "-P", str(BRIDGE)), json.dumps(options).encode() + b"\n"
     is_joined = False
     try:
-        for event in run_job(job, command=command, preamble=preamble, answer_timeout_s=ANSWER_TIMEOUT_S):
+        for event in run_job(job, command=command, preamble=preamble):
             is_joined = True
             yield event
     except RunnerError as error:

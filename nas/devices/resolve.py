@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from nas.config import expanded
 from nas.devices.carried import CarriedProfile
 from nas.devices.fingerprint import Fingerprint
 from nas.devices.local import local_cpu
@@ -101,7 +102,7 @@ def place_of(name: str) -> Registered | None:
 
     Raises:
         DeviceNotAvailableError: No such device is known here.
-        InvalidInputError: The list of registered devices is broken.
+        InvalidInputError: The list of registered devices is broken, or there is no such home folder.
     """
     if name == "cpu":
         return None
@@ -110,7 +111,7 @@ def place_of(name: str) -> Registered | None:
     if name.startswith("ray:") and "#" in name:
         return Registered(_ray_place(name))
     if name.endswith(".json"):
-        return Registered(ProfilePlace(str(Path(name).expanduser().absolute())))
+        return Registered(ProfilePlace(str(expanded(name).absolute())))
     if means_this_machine(name):
         return None
     devices = registered()

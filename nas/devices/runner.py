@@ -33,7 +33,8 @@ timed together: each is come back to several times, and then all are answered.
 With one thread the clock is the thread's own: time in which the scheduler lets others run does not count, and is told
 as ``waiting_share`` instead; with four busy processes on two cores that kept ratios within 2 % where the wall clock's
 were 20 % off. With more threads, and where the runtime computes on threads of its own, it is the wall clock. No clock
-of another machine is ever looked at.
+of another machine is ever looked at, save that a job without ``heartbeat_s``, which is run by hand, has ``"at_s"`` in
+every event, the seconds since 1970: for the date of what was measured.
 
 With ``heartbeat_s`` the job's sender keeps standard input open and writes to it now and then; its end, or as much
 silence, means that the sender is gone, and the runner ends too, as it does when its parent process changes.
@@ -80,6 +81,10 @@ POWERCAP = "/sys/class/powercap"
 
 class OrphanedError(Exception):
     """Who asked for the job is gone."""
+
+
+class InvalidInputError(ValueError):
+    """The job asks for what this machine does not offer; who sent it knows the error by this name."""
 
 
 # --- what this machine is
@@ -486,10 +491,17 @@ def _fill(path: Path, size: int) -> None:
 
 
 def pin(job: dict[str, Any]) -> list[int] | None:
-    """Pins this process to the cores that the job names, or to the idlest; returns them where that can be done."""
+    """Pins this process to the cores that the job names, or to the idlest; returns them where that can be done.
+
+    Raises:
+        InvalidInputError: This process may not use a core that the job names.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return None
     cpus: list[int] = job["cpus"] or idlest_cpus(job["threads"])
+    offered = available_cpus()
+    if absent := sorted(set(cpus) - set(offered)):
+        raise InvalidInputError(f"cpus must be among those offered ({', '.join(map(str, offered))}), got {absent}")
     os.sched_setaffinity(0, cpus)
     return cpus
 
@@ -636,14 +648,17 @@ def main(do: Any = run) -> int:
         answers.write("\n" * (not _read(answers_path).endswith("\n")))
 
     def emit(event: dict[str, Any]) -> None:
-        answers.write(json.dumps(event) + "\n")
+        dated = event if job.get("heartbeat_s") else {**event, "at_s": time.time()}
+        answers.write(json.dumps(dated) + "\n")
 
+    job: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         stream: Any = sys.stdin.buffer if job_path is None else stack.enter_context(Path(job_path).open("rb"))
         try:
-            job = json.loads(stream.readline())
-            if not isinstance(job, dict):
+            header = json.loads(stream.readline())
+            if not isinstance(header, dict):
                 raise ValueError("a job must be a JSON object")
+            job = header
         except ValueError as error:
             emit({"event": "error", "kind": type(error).__name__, "message": f"no job: {error}"})
             return 1

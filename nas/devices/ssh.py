@@ -14,12 +14,11 @@ from pathlib import Path
 
 from nas.devices.clock import QUIET_THREADS, RUNNER, Event, Job, RunnerError, run_job
 from nas.devices.session import RunJob, RunnerTarget
-from nas.devices.target import Settings
+from nas.devices.target import RUNNER_RUNTIMES, Settings
 from nas.devices.workload import OnnxWorkload
 from nas.errors import DeviceNotAvailableError, InconclusiveMeasurementError, InvalidInputError, NasError
 from search_spaces.errors import shown
 
-ANSWER_TIMEOUT_S = 600.0
 #: How long the runner's source may travel, before there is a runner that notices a silent connection.
 SOURCE_TIMEOUT_S = 60
 #: What holds whatever the user's configuration says: no question is asked, no host key is taken on trust, a dead
@@ -155,11 +154,26 @@ def ssh_target(name: str, address: SshAddress, settings: Settings) -> RunnerTarg
         settings: How models are run there.
 
     Raises:
+        InvalidInputError: The runtime does not run there, or a core is not there.
         DeviceNotAvailableError: It cannot be reached, its host key is not known, the user's key is not accepted, or
             it lacks Python, a library or space.
         InconclusiveMeasurementError: The runner there failed.
     """
+    check_runtime(settings)
     return RunnerTarget(name, settings, run=over_ssh(address), workload=OnnxWorkload())
+
+
+def check_runtime(settings: Settings) -> None:
+    """Refuses what only this program can run: over ssh travels the runner alone.
+
+    Raises:
+        InvalidInputError: The runtime is none of the runner's.
+    """
+    if settings.runtime not in RUNNER_RUNTIMES:
+        raise InvalidInputError(
+            f"ssh devices run {' or '.join(RUNNER_RUNTIMES)}, not {settings.runtime}; choose one of them, or install "
+            "this program there"
+        )
 
 
 def over_ssh(address: SshAddress) -> RunJob:
@@ -170,9 +184,8 @@ def over_ssh(address: SshAddress) -> RunJob:
             raise DeviceNotAvailableError(f"{address} needs the program ssh: install the OpenSSH client here")
         source, is_ready = RUNNER.read_bytes(), False
         command = address.command(len(source))
-        timeout_s = ANSWER_TIMEOUT_S + 2 * float(job.header["seconds_each"])
         try:
-            for event in run_job(job, command=command, preamble=source, answer_timeout_s=timeout_s):
+            for event in run_job(job, command=command, preamble=source):
                 is_ready = is_ready or event["event"] == "ready"
                 yield event
         except RunnerError as error:
@@ -198,6 +211,8 @@ def _explained(error: RunnerError, address: SshAddress, runtime: str, *, is_read
             f"the Python of {address} cannot time models ({told}); run there: "
             f"{address.python} -m pip install {runtime} numpy"
         )
+    if error.kind == InvalidInputError.__name__:
+        return InvalidInputError(f"{address}: {told.removeprefix(f'{error.kind}: ')}")
     if any(sign in f"{told} {said}" for sign in ("[Errno 28]", "[Errno 122]", "No usable temporary directory")):
         return DeviceNotAvailableError(
             f"the disk of {address} is full ({told}); free space in its temporary folder, or set TMPDIR there"

@@ -23,6 +23,8 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "torch-graphs": ("fp32", "fp16", "bf16"),
     "torch-sparse": ("fp32",),  # matrices that are mostly zero in compressed rows, on a CPU
 }
+#: Those that ``runner.py`` knows, which needs nothing of this program where it runs.
+RUNNER_RUNTIMES = ("onnxruntime", "openvino")
 MAX_CPUS = 1024
 
 OnResult = Callable[[str, Latency], None]

@@ -80,8 +80,17 @@ class Description:
 
 
 def is_adaptive(folder: Path) -> bool:
-    """Whether a folder holds a model with exits."""
-    return (folder / DESCRIPTION_FILE).is_file()
+    """Whether a folder holds a model with exits.
+
+    Raises:
+        InvalidInputError: It cannot be looked into.
+    """
+    try:
+        return (folder / DESCRIPTION_FILE).is_file()
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot look into {folder}: {error.strerror}; give a folder that you may read"
+        ) from error
 
 
 def read_description(folder: Path) -> Description:

@@ -119,7 +119,9 @@ def test_time_held_up_raises_the_upper_bound_only():
     assert held.high_s == pytest.approx(0.02 / 0.8)
 
 
-@pytest.mark.parametrize("interval", [(1.1, 1.2), (0.0, 1.0), (0.9, math.inf), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    "interval", [(1.1, 1.2), (0.0, 1.0), (0.9, math.inf), (0.9, 10**400), (0.9, 1e300), (1e-300, 1.0), (math.nan, 1.0)]
+)
 def test_a_level_interval_is_checked(interval):
     with pytest.raises(InvalidInputError, match="level_interval"):
         measured(CONDITIONS, [0.02] * 8, [0.01] * 8, 0.01, level_interval=interval)
@@ -169,6 +171,7 @@ def test_any_samples_give_an_ordered_latency_that_survives_json(times, reference
     [
         ({"p50_s": math.nan}, "positive, finite"),
         ({"p50_s": -0.01}, "positive, finite"),
+        ({"p50_s": 10**400}, "positive, finite"),
         ({"p50_s": True}, "positive, finite"),
         ({"p50_s": "0.01"}, "positive, finite"),
         ({"high_s": 0.001}, "ordered"),
@@ -187,6 +190,7 @@ def test_any_samples_give_an_ordered_latency_that_survives_json(times, reference
         ({"p99": [1, 2, 3]}, "p99 must hold exactly"),
         ({"peak_memory_bytes": -1}, "peak_memory_bytes"),
         ({"energy_j": math.inf}, "energy_j"),
+        ({"energy_j": 10**400}, "energy_j"),
     ],
 )
 def test_a_record_edited_by_hand_is_refused(change, message):

@@ -1,6 +1,7 @@
 """``nas devices``: the list, what adds to it, and profiles that can be carried."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from nas.devices import ssh
 from nas.devices.by_hand import COMMAND
 from nas.devices.local import local_cpu
 from nas.devices.profile import Profile
+from nas.devices.registry import Registered, SshPlace
+from nas.devices.registry import add as register
 from nas.devices.runner import facts
 from nas.errors import DeviceNotAvailableError
 
@@ -82,6 +85,7 @@ def test_a_device_comes_and_goes(nas):
         (["add", "board", "ray:auto"], "chosen by one thing"),
         (["add", "board", "absent.json"], "cannot be used"),
         (["add", "board", "ssh://h", "--cpus", "x"], "--cpus must be"),
+        (["add", "board", "ssh://h", "--runtime", "torch"], "ssh devices run onnxruntime or openvino, not torch"),
         (["add", "board", "ssh://h", "--precision", "fp2"], "precision must be"),
         (["remove", "board"], "no device 'board' to remove"),
         (["lsit"], "list"),
@@ -105,6 +109,52 @@ def test_what_cannot_be_done_is_told(nas, fake, argv, message):
     assert ended.code == 2
     assert message in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["devices", "probe", "~nosuchuser/x.json"], "no home folder is known for '~nosuchuser/x.json'"),
+        (["devices", "add", "far", "~nosuchuser/x.json"], "no home folder is known"),
+        (["devices", "probe", f"{LONG}.json"], "cannot read it: File name too long"),
+        (["devices", "add", "far", f"{LONG}.json"], "cannot read it: File name too long"),
+        (["devices", "profile", "--out", f"{LONG}.json", *QUICK], "File name too long; name a file that you may write"),
+        (["measure", "model", "--device", f"{LONG}.json"], "cannot read it: File name too long"),
+        (["measure", LONG], "File name too long; give a folder that you may read"),
+        (["devices", "probe", "absent.json"], "No such file"),
+        (["devices", "probe", "pipe.json"], "it is no regular file"),
+        (["devices", "add", "far", "pipe.json"], "it is no regular file"),
+        (["devices", "probe", "huge.json"], "a time must be a positive, finite number of seconds"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_told(nas, fake, tmp_path, argv, message):
+    os.mkfifo(tmp_path / "pipe.json")
+    nas("devices", "profile", "--out", "far.json", *QUICK)
+    data = json.loads((tmp_path / "far.json").read_text())
+    data["predictor"]["anchor_reference_s"] = 10**400
+    (tmp_path / "huge.json").write_text(json.dumps(data))
+    ended = nas(*argv)
+    assert ended.code == 2
+    assert message in " ".join(ended.err.split())
+
+
+def test_a_home_folder_of_nobody_is_told(nas, monkeypatch):
+    monkeypatch.setenv("NAS_CONFIG", "~nosuchuser/x")
+    ended = nas("devices", "list")
+    assert ended.code == 2
+    assert "no home folder is known for '~nosuchuser/x'; write the path out" in " ".join(ended.err.split())
+
+
+def test_a_runtime_that_ssh_does_not_bring_along_is_told_before_anything_is_connected_to(nas, tmp_path):
+    register("board", Registered(SshPlace("ssh://nowhere.invalid"), {"runtime": "torch-graphs"}))
+    (tmp_path / "config.json").write_text("{}")
+    for argv in (["devices", "probe", "board"], ["measure", tmp_path, "--device", "board"]):
+        ended = nas(*argv)
+        assert ended.code == 2
+        assert "not torch-graphs; choose one of them, or install this program there" in ended.err
 
 
 def test_a_list_that_was_broken_by_hand_is_told_with_file_and_field(nas, tmp_path):
@@ -159,6 +209,16 @@ def test_a_profile_is_measured_carried_and_found_again(nas, tmp_path, fake):
     refused = nas("devices", "profile", "--out", "elsewhere/far.json", *QUICK[:-1], 32)
     assert refused.code == 2
     assert "name another file or remove it" in refused.err
+
+
+def test_the_error_of_one_shape_is_not_known(nas, fake):
+    question = ("--space", "tiny.toml", "--samples", 1, "--seconds", 0.02, "--seq-len", 16)
+    measured = nas("devices", "profile", "--out", "one.json", *question, "--json").data
+    assert (measured["num_samples"], measured["median_error"], measured["p95_error"]) == (1, None, None)
+    told = nas("devices", "profile", "--out", "one.json", *question)
+    assert "How far predictions are off is not known" in told.out
+    assert "%" not in told.out
+    assert nas("devices", "add", "far", "one.json").code == 0
 
 
 def test_an_interrupted_profile_says_how_to_go_on_and_does(nas, monkeypatch, tmp_path, fake):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -68,7 +69,17 @@ def test_answers_become_a_profile_that_predicts(folder, tmp_path):
     assert 0 < latency.low_s <= latency.p50_s <= latency.high_s
 
 
-def test_its_date_is_that_of_the_answers(folder, tmp_path):
+def test_its_date_is_when_the_machine_answered(folder, tmp_path):
+    told = events(folder)
+    assert all(abs(event["at_s"] - time.time()) < 3600 for event in told)
+    write(folder, [{**event, "at_s": 1.7e9 + number} for number, event in enumerate(told)])
+    profile = read_answers([folder / "answers"], tmp_path / "board.json")
+    assert datetime.fromisoformat(profile.measured_at) == datetime.fromtimestamp(1.7e9 + len(told) - 2, UTC)
+
+
+@pytest.mark.parametrize("at_s", [None, 60.0, float("nan"), 1e300, 10**400, "1.7e9", True])
+def test_without_a_clock_there_its_date_is_that_of_the_file(folder, tmp_path, at_s):
+    write(folder, [{**event, "at_s": at_s} for event in events(folder)])
     os.utime(folder / "answers", (1e9, 1e9))
     profile = read_answers([folder / "answers"], tmp_path / "board.json")
     assert datetime.fromisoformat(profile.measured_at) == datetime.fromtimestamp(1e9, UTC)

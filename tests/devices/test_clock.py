@@ -2,19 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nas.devices import clock
-from nas.devices.clock import Job, run_job
+from nas.devices.clock import Job, RunnerError, run_job
 from nas.devices.fingerprint import Fingerprint
-from nas.devices.runner import PROTOCOL, Energy
-from nas.errors import InconclusiveMeasurementError
+from nas.devices.ray_node import RayNode, run_on_node
+from nas.devices.runner import MAX_STRETCH, PROTOCOL, Energy
+from nas.devices.ssh import SshAddress, over_ssh
+from nas.devices.torch_workload import run_torch
+from nas.errors import InconclusiveMeasurementError, InvalidInputError
 
 
 def job(models, **changes):
@@ -91,6 +96,33 @@ def test_the_runners_first_word_names_the_device(tiny_models):
     ready = next(iter(run_job(job(tiny_models, cpus=[cpu]), answer_timeout_s=60)))
     assert (ready["runtime"], ready["cpus"]) == (f"onnxruntime {onnxruntime.__version__}", [cpu])
     assert Fingerprint.from_facts(ready["facts"]) == Fingerprint.of_this_machine()
+
+
+def test_a_core_that_is_not_there_is_told_with_those_that_are(tiny_models):
+    offered = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+    with pytest.raises(RunnerError, match=rf"cpus must be among those offered \({offered}\), got \[1023\]") as caught:
+        list(run_job(job(tiny_models, cpus=[1023]), answer_timeout_s=60))
+    assert caught.value.kind == InvalidInputError.__name__
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_job,
+        run_torch,
+        pytest.param(
+            over_ssh(SshAddress("nowhere.invalid")),
+            marks=pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the program ssh"),
+        ),
+        partial(run_on_node, RayNode("auto", resource="board")),
+    ],
+    ids=["local", "torch", "ssh", "ray"],
+)
+def test_an_answer_is_waited_for_as_long_as_a_busy_machine_may_make_it(run, monkeypatch):
+    waited = []
+    monkeypatch.setattr(clock, "_lines", lambda stream, timeout_s: waited.append(timeout_s) or [b'{"event": "done"}'])
+    assert list(run(Job({"runtime": "onnxruntime", "threads": 1, "seconds_each": 3600}))) == []
+    assert waited[0] > MAX_STRETCH * 3600
 
 
 def by_hand(folder, *arguments, stdin=None):

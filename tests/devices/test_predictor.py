@@ -213,7 +213,7 @@ def test_a_sample_is_read_strictly(damage):
         Sample.from_dict(damage)
 
 
-@pytest.mark.parametrize("ratio", [0, -1, math.nan, math.inf, True, "1", None])
+@pytest.mark.parametrize("ratio", [0, -1, 1e-5, 10**400, math.nan, math.inf, True, "1", None])
 def test_a_samples_ratio_is_checked(ratio):
     with pytest.raises(InvalidInputError, match="ratio"):
         Sample(load_space("stock").smallest(), ratio)

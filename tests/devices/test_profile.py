@@ -202,6 +202,9 @@ def test_a_file_of_the_callers_is_filled_gone_on_with_and_not_overwritten(tmp_pa
     ):
         with pytest.raises(InvalidInputError, match="name another file"):
             measure_profile(other, space, text, path, num_samples=NUM)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InvalidInputError, match=r"no regular file; name another file"):
+        measure_profile(device, SPACE, TEXT, tmp_path / "folder.json", num_samples=NUM)
     path.write_text("my thesis")
     with pytest.raises(InvalidInputError, match="name another file"):
         measure_profile(device, SPACE, TEXT, path, num_samples=NUM)
@@ -239,6 +242,10 @@ def test_a_profile_survives_json(profile):
         lambda text: text.replace('"ratio": ', '"ratio": -', 1),
         lambda text: text.replace('"ratio": ', '"ratio": NaN, "was": ', 1),
         lambda text: text.replace('"ratio": 1.0', '"ratio": Infinity', 1),
+        lambda text: text.replace('"ratio": 1.0', '"ratio": 1e-300', 1),
+        lambda text: text.replace('"ratio": 1.0', f'"ratio": {10**400}', 1),
+        lambda text: text.replace('"anchor_reference_s": 0.003', f'"anchor_reference_s": {10**400}', 1),
+        lambda text: text.replace("   1.1\n", f"   {10**400}\n", 1),
         lambda text: text.replace('"is_drawn": true', '"is_drawn": 1', 1),
         lambda text: text.replace('"schema_version": 2', '"schema_version": 7', 1),
         lambda text: text.replace('"threads": 1', '"threads": 0'),

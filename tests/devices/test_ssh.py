@@ -223,6 +223,10 @@ class TestRefused:
         there = python_there(tmp_path, f'exec {sys.executable} -S "$@"')
         self.refused(board(there), "No module named 'onnxruntime'.* -m pip install onnxruntime numpy")
 
+    def test_a_core_that_is_not_there(self, board, tiny_models):
+        with pytest.raises(InvalidInputError, match=r"^ssh://board: cpus must be among those offered .*got \[1023\]$"):
+            run(board(), job(tiny_models, cpus=[1023]))
+
     def test_disk_full(self, board, tmp_path, tiny_models):
         disk = tmp_path / "disk"
         disk.mkdir()
