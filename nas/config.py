@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nas.errors import InvalidInputError, unknown_name
 from search_spaces.errors import shown
+from search_spaces.files import expanded
 
 
 def cache_dir() -> Path:
@@ -37,18 +38,6 @@ def _folder(variable: str, what: str, below_home: str) -> Path:
         return Path.home() / below_home / "tiny-plm-nas"
     except RuntimeError as error:
         raise InvalidInputError(f"there is no home folder for {what}; set {variable} to a folder") from error
-
-
-def expanded(path: str) -> Path:
-    """A path whose leading ``~`` or ``~user`` is that user's home folder.
-
-    Raises:
-        InvalidInputError: There is no such user, or no home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InvalidInputError(f"no home folder is known for {shown(path)}; write the path out") from error
 
 
 @dataclass(frozen=True, slots=True)

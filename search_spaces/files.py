@@ -7,7 +7,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from search_spaces.errors import InvalidInputError
+from search_spaces.errors import InvalidInputError, shown
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose leading ``~`` or ``~user`` is that user's home folder.
+
+    Raises:
+        InvalidInputError: There is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InvalidInputError(f"no home folder is known for {shown(str(path))}; write the path out") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from search_spaces.architecture import TextSpec
 from search_spaces.chain_space import ChainSpace
 from search_spaces.errors import InvalidInputError
-from search_spaces.files import write_atomic
+from search_spaces.files import expanded, write_atomic
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import Space
 from supernet.chain_supernet import ChainSupernet, ChainSupernetConfig
@@ -187,7 +187,7 @@ def load_supernet(folder: Path | None = None) -> LoadedSupernet:
     Raises:
         InvalidInputError: It is absent, truncated, of another schema, or its weights are not those of its space.
     """
-    folder = SHIPPED if folder is None else Path(folder).expanduser()
+    folder = SHIPPED if folder is None else expanded(folder)
     data = _read_description(folder)
     supernet = _read_supernet(folder, data)
     supernet.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from search_spaces.errors import InvalidInputError
+from search_spaces.files import expanded
 
 HELD_OUT_EVERY = 100
 _LOADERS = {".txt": "text", ".text": "text", ".md": "text", ".csv": "csv", ".tsv": "csv", ".json": "json",
@@ -134,7 +135,7 @@ def open_table(source: str, *, what: str, only: Sequence[Path] = ()) -> Iterator
     """
     import datasets  # lazy: takes seconds and is needed only where text enters
 
-    path = Path(source).expanduser()
+    path = expanded(source)
     files = list(only)
     if path.exists() and not files:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -165,7 +166,7 @@ def _configuration(source: str) -> dict[str, str]:
     name, colon, configuration = source.rpartition(":")
     if not colon:
         return {"path": source}
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         return {"path": name, "name": configuration}
     # Of a folder's configuration the cache knows the name alone: it would give, or insist on, what the files held once.

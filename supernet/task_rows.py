@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import InvalidInputError, shown
+from search_spaces.files import expanded
 from supernet.data import open_table
 from supernet.task_spec import TaskOptions
 
@@ -95,7 +96,7 @@ def _rows_of(table: Any, name: str, options: TaskOptions, source: str) -> Rows:
 
 def _tables(source: str) -> Iterator[tuple[str, Any]]:
     """Yields split names and tables; of a folder, the files whose paths name a split, each split's together."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     found: dict[str, list[Path]] = {}
     if path.is_dir():
         for file in sorted(file for file in path.rglob("*") if file.is_file()):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from search_spaces.architecture import Architecture, TextSpec
 from search_spaces.errors import InvalidInputError
+from search_spaces.files import expanded
 from supernet.encoder import AttentionSublayer, Encoder, FeedForwardSublayer
 
 _BERT_NAMES = {
@@ -99,7 +100,7 @@ def load_teacher(name_or_path: str) -> Teacher:
         InvalidInputError: It cannot be found, is not an encoder this project can slice, or lacks a fast tokenizer.
     """
     transformers = _transformers()
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     source = str(path) if path.is_dir() else name_or_path
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from nas.config import check_bounds
 from nas.errors import InvalidInputError, unknown_name
 from nas.progress import Progress
+from search_spaces.files import expanded
 
 if TYPE_CHECKING:
     from nas.finish.companion import Companion
@@ -215,7 +216,7 @@ def quantize(model: str | Path, out: str | Path, *, mode: str = "dynamic", **lea
             command=run.command, progress=run.progress,
         )  # fmt: skip
         return _sized(run.out, found.sparsity, found.sizes)
-    companion = Rounding(Path(model).expanduser())
+    companion = Rounding(expanded(model))
     scores, explained = run.train(companion)
     sparsity = None if companion.sparsity is None else companion.sparsity.sparsity
     return _sized(run.out, sparsity, companion.sizes, scores, explained)

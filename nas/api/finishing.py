@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nas.config import check_bounds
 from nas.errors import InvalidInputError
 from nas.progress import Progress
+from search_spaces.files import expanded
 
 if TYPE_CHECKING:
     from nas.finish.exit_report import ExitsResult
@@ -223,7 +224,7 @@ def evaluate(
 
     with ended(progress) as said:
         said.start("reading model and task")
-        folder = Path(model).expanduser()
+        folder = expanded(model)
         runs: dict[str, Run] = {}
         if is_adaptive(folder):
             loaded, exit_runs = open_exits(folder)
@@ -280,7 +281,7 @@ def predict(
     from nas.finish.model import load_task_model
     from nas.finish.prediction import predict_lines
 
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if is_adaptive(folder):
         loaded, runs = open_exits(folder)
         if runtime not in runs:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.config import expanded
 from nas.devices import registry
 from nas.devices.carried import CarriedProfile
 from nas.devices.registry import Place, ProfilePlace, RayPlace, Registered, SshPlace
@@ -13,6 +12,7 @@ from nas.devices.ssh import check_runtime
 from nas.devices.target import Settings
 from nas.errors import InvalidInputError
 from search_spaces.errors import shown
+from search_spaces.files import expanded
 
 
 def add(name: str, address: str, place: Mapping[str, str | None], defaults: Mapping[str, Any]) -> str:

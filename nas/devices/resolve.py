@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from nas.config import expanded
 from nas.devices.carried import CarriedProfile
 from nas.devices.fingerprint import Fingerprint
 from nas.devices.local import local_cpu
@@ -18,6 +17,7 @@ from nas.devices.registry import ProfilePlace, RayPlace, Registered, SshPlace, r
 from nas.devices.target import Settings, Target
 from nas.errors import DeviceNotAvailableError, InvalidInputError, NasError
 from search_spaces.errors import shown
+from search_spaces.files import expanded
 
 #: What a name may stand for: what measures, or what was measured elsewhere.
 Device = Target | CarriedProfile

@@ -33,6 +33,7 @@ from nas.search.request import SearchRequest
 from nas.search.result import SearchResult, load_result
 from nas.search.sizes import model_file
 from search_spaces.architecture import TextSpec
+from search_spaces.files import expanded
 from supernet.adapt import AdaptedTask, load_adapted
 from supernet.checkpoint import SHIPPED, load_supernet
 from supernet.encoder import Encoder
@@ -170,7 +171,7 @@ def _finetune(
 
 def _shown(task: str) -> str:
     """A task as a card names it: a file without its folders, a hub id whole."""
-    path = Path(task).expanduser()
+    path = expanded(task)
     return path.name if path.exists() else task
 
 

@@ -11,6 +11,7 @@ from nas.export.export import WriteInt8
 from nas.export.int8 import quantize
 from nas.finish.sparsity import Lock, SparsityFacts, prunable, read_lock, write_lock
 from nas.finish.training import Hooks
+from search_spaces.files import expanded
 from supernet.encoder import Encoder
 
 
@@ -69,7 +70,7 @@ class Locked:
         Raises:
             InvalidInputError: The lock does not match the model.
         """
-        found = read_lock(Path(source).expanduser(), encoder)
+        found = read_lock(expanded(source), encoder)
         return None if found is None else cls(found[1])
 
     def begin(self, encoder: Encoder, num_steps: int) -> Beside:

@@ -26,6 +26,7 @@ from nas.export.int8 import quantize
 from nas.export.task_head import Activation, Pooling
 from nas.finish.heads import Head
 from search_spaces.architecture import SCHEMA_VERSION, Architecture, TextSpec
+from search_spaces.files import expanded
 from supernet.checkpoint import load_state, read_tensors
 from supernet.encoder import Encoder
 from supernet.task_spec import TaskSpec
@@ -138,7 +139,7 @@ def load_model(source: str | Path) -> LoadedEncoder:
     """
     config = read_config(source)
     if config is not None and config.get("model_type") == _CHAIN:
-        folder = Path(source).expanduser()
+        folder = expanded(source)
         encoder = _chain_encoder(folder, config)
         return LoadedEncoder(str(source), encoder.eval(), load_tokenizer(str(folder), encoder.text))
     with _quiet_transformers():  # it says at length that a head was left out
@@ -225,7 +226,7 @@ def read_config(source: str | Path) -> dict[str, Any] | None:
     Raises:
         InvalidInputError: The folder holds none, or a damaged one.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         return None
     try:
@@ -255,7 +256,7 @@ def _hub_config(source: str | Path) -> Mapping[str, Any]:
 
 
 def _weights_file(source: str | Path) -> Path:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     return folder / "model.safetensors" if folder.is_dir() else _cached(str(source), "model.safetensors")
 
 

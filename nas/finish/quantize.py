@@ -31,6 +31,7 @@ from nas.finish.sparsity import Lock, SparsityFacts, prunable, read_lock, write_
 from nas.finish.storage import StoredSizes, write_sparse
 from nas.finish.training import Hooks
 from nas.progress import Progress, ended
+from search_spaces.files import expanded
 from supernet.data import tokenise
 from supernet.encoder import Encoder
 from supernet.examples import Examples
@@ -147,7 +148,7 @@ def quantize_model(
         said.start("reading the model")
         model = load_task_model(source) if has_head(source) else load_model(source)
         encoder = model.encoder
-        found = read_lock(Path(source).expanduser(), encoder)
+        found = read_lock(expanded(source), encoder)
         write_int8: WriteInt8 = quantize
         if mode == "static":
             batches = list(calibration_batches(model, task, corpora, options or TaskOptions()))
