@@ -70,8 +70,12 @@ def measure(
         with_sparse_forms,
     )
 
-    device = device if ray_address is None else on_ray(device, ray_address)
-
+    if ray_address is not None:
+        asked, device = device, on_ray(device, ray_address)
+        if device == asked:
+            raise InvalidInputError(
+                f"a Ray address is for a device on it, which {device} is not; leave --ray-address out"
+            )
     settings = settings_for(
         device, runtime=runtime, precision=precision, threads=threads, cpus=cpus, batch_size=batch_size, seq_len=seq_len
     )

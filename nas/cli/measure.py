@@ -55,14 +55,11 @@ def measure(
     Example: nas measure my-model --device board --latency-ms 20 --seq-len 32,128
     """
     from nas import api
-    from nas.devices.resolve import on_ray
     from nas.errors import InvalidInputError
     from nas.progress import choose_progress
 
     if sustained is not None and is_given(context, "seconds"):
         raise InvalidInputError("--sustained says how long each is timed; leave --seconds out")
-    if ray_address is not None and on_ray(device, ray_address) == device:
-        raise InvalidInputError(f"a Ray address is for a device on it, which {device} is not; leave --ray-address out")
     measurement = api.measure(
         model_dir,
         device=device,

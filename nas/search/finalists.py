@@ -15,6 +15,7 @@ from analysis.goal import Goal, Limits, Standing, overall, standings
 from analysis.latency import MIN_SAMPLES, Latency
 from analysis.trial import Trial
 from nas.devices.target import Shape, Target, timing_text
+from nas.measurement import RUNS_A_SAMPLE
 from nas.progress import Progress
 from nas.search.conclusion import Conclusion, Latencies
 from nas.search.expectations import Expectations, Exported
@@ -26,8 +27,6 @@ MAX_ROUNDS = 4
 MAX_EXPORTS = 5
 SHAPE_SECONDS = 1.5
 EXPORT_SECONDS = 4.0
-#: A percentile needs so many samples, and each takes about three runs of the model, the anchor's included.
-RUNS_A_SAMPLE = 3
 MAX_SECONDS = 60.0
 
 Export = Callable[[Trial, Path], None]
