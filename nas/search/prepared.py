@@ -164,15 +164,15 @@ def _untrained(request: SearchRequest, space: Space, trained: Space) -> str:
     """What to know where narrow layers are searched with weights that were trained without any, or in another form."""
     if not isinstance(space, SearchSpace) or not isinstance(trained, SearchSpace) or not space.has_narrowing:
         return ""
+    known, they = "This supernet was trained without narrow layers, and its position 0 not to stand for a text", "both"
     if trained.has_narrowing:
         forms = [form for form in space.narrow_form if form not in trained.narrow_form]
-        return (
-            f"This supernet was trained without {forms[0]} layers: quality says what its weights give." if forms else ""
-        )
-    known = "This supernet was trained without narrow layers, and its position 0 not to stand for a text"
+        if not forms:
+            return ""
+        known, they = f"This supernet was trained without {forms[0]} layers", "them"
     if request.task is not None:
-        return f"{known}; adapting it to the task trains both."
-    return f"{known}: quality says what its weights give as they are. --task FILE_OR_ID trains both for a task."
+        return f"{known}; adapting it to the task trains {they}."
+    return f"{known}: quality says what its weights give as they are. --task FILE_OR_ID trains {they} for a task."
 
 
 def goals_of(request: SearchRequest, devices: Sequence[Device]) -> tuple[Goal, ...]:

@@ -118,6 +118,21 @@ def test_a_space_of_one_number_and_both_forms_is_searched_and_exported(supernet_
     np.testing.assert_allclose(session.run(None, feed)[0], ours.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("forms", "trained", "task", "said"),
+    [
+        (NARROW_FORMS, NARROW_FORMS[:1], None, "trained without context-first layers: quality says what its weights"),
+        (NARROW_FORMS, NARROW_FORMS[:1], "t.csv", "context-first layers; adapting it to the task trains them."),
+        (NARROW_FORMS[:1], NARROW_FORMS, None, ""),
+    ],
+)
+def test_a_form_that_was_not_trained_is_told(supernet_dir, tmp_path, forms, trained, task, said):
+    searched, known = (replace(ALL_NARROW, num_layers=(3,), narrow_form=form) for form in (forms, trained))
+    told = prepared._untrained(asked(supernet_dir, tmp_path, task=task), searched, known)
+    assert said in told
+    assert bool(said) == bool(told)
+
+
 def test_a_full_encoder_that_is_chosen_is_pooled_as_it_was_judged(supernet_dir, tmp_path):
     """Beside narrow ones it is judged by position 0; among full ones by the mean."""
     full = replace(SPACE, num_layers=(1, 2), hidden_size=(64,), intermediate_size=(96, 128))
