@@ -28,7 +28,7 @@ from search_spaces.spaces import Space
 from supernet.checkpoint import AnySupernet, LoadedSupernet, load_state, load_supernet, read_tensors, save_supernet
 from supernet.elastic import ElasticLinear
 from supernet.examples import Examples, TaskBatch
-from supernet.int8 import subnet_runner
+from supernet.int8 import layer_runner, subnet_runner
 from supernet.narrow import check_all_positions, take
 from supernet.pooling import POOLINGS, Pooling, check_pooling, pooling_of, text_states
 from supernet.precision import choose_precision
@@ -109,13 +109,10 @@ class AdaptedTask:
         Raises:
             InvalidInputError: The architecture is not of the supernet's space.
         """
-        self.supernet.check_member(architecture)
-        order, found = [], []
+        run, order, found = layer_runner(self.supernet, architecture), [], []
         with torch.inference_mode():
             for batch in self.validation.batches(batch_size):
-                ids = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-                layers = self.supernet(architecture, *ids).hidden
-                found.append(torch.stack([_read(self.head, hidden, batch, self.pooling) for hidden in layers]))
+                found.append(torch.stack([_read(self.head, hidden, batch, self.pooling) for hidden in run(batch)]))
                 order.append(batch.indices)
         return torch.cat(found, 1)[:, torch.cat(order).argsort()]
 

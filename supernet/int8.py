@@ -6,10 +6,11 @@ the lowest and the highest value of the text at hand; a table has 256 levels ove
 activations, norms, softmax and the few weights of a depthwise convolution stay floats. Where a narrow attention absorbs
 its keys and values, their weights are whole numbers from -127 to 127 and its inputs stay floats.
 
-Shapes: B batch, T tokens, M positions that are kept, D hidden, O outputs, I inputs of a linear map, V rows, E width.
+Shapes: B batch, T tokens, M positions that are kept, N layers, D hidden, O outputs, I inputs of a linear map, V rows,
+E width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -132,15 +133,52 @@ def subnet_runner(supernet: AnySupernet, architecture: Architecture) -> Callable
     return lambda batch: run_by_length(encoder, batch)
 
 
+def layer_runner(supernet: AnySupernet, architecture: Architecture) -> Callable[[AnyBatch], Tensor]:
+    """As :func:`subnet_runner`, but what is given are the states behind every layer, (N, B, T, D).
+
+    Args:
+        supernet: Where the weights come from; not changed.
+        architecture: A uniform member of its space without narrow layers, whatever it runs in.
+
+    Raises:
+        InvalidInputError: The architecture is not of the supernet's space.
+    """
+    shape = architecture.shape
+    if architecture.precision == "fp32":
+        supernet.check_member(shape)
+        return lambda batch: torch.stack(
+            supernet(shape, batch.input_ids, batch.attention_mask, batch.token_type_ids).hidden
+        )
+    encoder, states = round_encoder(extract(supernet, shape)), list[Tensor]()
+    for sublayer in encoder.block(0).sublayers[1::2]:  # the second of each layer
+        sublayer.register_forward_hook(lambda module, given, hidden: states.append(hidden))
+
+    def run(batch: AnyBatch) -> Tensor:
+        layers = torch.zeros(shape.num_layers, *batch.input_ids.shape, shape.hidden_size)
+        for rows, inputs in _by_length(batch):
+            states.clear()
+            encoder(*inputs)
+            layers[:, rows, : states[0].shape[1]] = torch.stack(states)
+        return layers
+
+    return run
+
+
 def run_by_length(encoder: Encoder, batch: AnyBatch) -> Tensor:
     """Runs texts of one length together, so that no padding widens the range of their values."""
     num_texts, longest = batch.input_ids.shape
     width = longest if encoder.keeps_all_positions else 1
     hidden = torch.zeros(num_texts, width, encoder.architecture.hidden_size)
+    for rows, inputs in _by_length(batch):
+        found = encoder(*inputs)
+        hidden[rows, : found.shape[1]] = found
+    return hidden
+
+
+def _by_length(batch: AnyBatch) -> Iterator[tuple[Tensor, tuple[Tensor, None, Tensor | None]]]:
+    """Which texts are of one length, (B,), and what an encoder reads of them, padding left out."""
     lengths = batch.attention_mask.sum(1)
     for length in sorted(set(lengths.tolist())):
         rows = lengths == length
         types = None if batch.token_type_ids is None else batch.token_type_ids[rows, :length]
-        found = encoder(batch.input_ids[rows, :length], None, types)
-        hidden[rows, : found.shape[1]] = found
-    return hidden
+        yield rows, (batch.input_ids[rows, :length], None, types)

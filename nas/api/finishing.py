@@ -285,7 +285,7 @@ def predict(
     if is_adaptive(folder):
         loaded, runs = open_exits(folder)
         if runtime not in runs:
-            raise InvalidInputError(f"a model with exits runs in torch or onnx, got {runtime!r}")
+            raise InvalidInputError(f"{folder} holds no int8 graphs; make it again with nas exits, or run it in onnx")
         run: Run = runs[runtime]
     else:
         loaded = load_task_model(model)

@@ -80,12 +80,14 @@ def measure(
         device, runtime=runtime, precision=precision, threads=threads, cpus=cpus, batch_size=batch_size, seq_len=seq_len
     )
     from nas.finish.exit_folder import is_adaptive
-    from nas.finish.exit_measure import check_one_model, measure_exits
+    from nas.finish.exit_measure import check_one_model, in_its_precisions, measure_exits
 
     budget_s = None if latency_ms is None else latency_ms / 1e3
     if is_adaptive(Path(model_dir)):
         if device != "cpu" or cpus is not None or sustained_s is not None:
             raise InvalidInputError("a model with exits is timed on cpu alone; leave --device, --cpus, --sustained out")
+        if precision is None:
+            settings = in_its_precisions(Path(model_dir), settings)
         with ended(progress) as said:
             return measure_exits(
                 Path(model_dir), settings, budget_s=budget_s, percentile=percentile, binds=exits,

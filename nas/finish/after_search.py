@@ -119,16 +119,15 @@ def learn_task(result: SearchResult, progress: Progress) -> SearchResult:
         if taught.exists():
             shutil.rmtree(run.model_dir, ignore_errors=True)
             taught.rename(run.model_dir)
+        told = _told(run.model_dir, teacher)
+        if result.chosen.precision == "int8":
+            told["scores"] = _int8_scores(run.model_dir, request, told["split"], progress)
         if request.exits is not None:
-            told = _told(run.model_dir, teacher)
-            exits, latency = add_exits(run, request, result.goals[0], progress)
+            exits, latency = add_exits(run, request, result.goals[0], result.chosen.precision, progress)
             concluded = _with_exits(conclusion, result, latency)
             run.update(conclusion=concluded.to_dict(), task_model=told, exits=exits)
             return load_result(run)
         latencies = _measured(run.model_dir, request, result, progress)
-        told = _told(run.model_dir, teacher)
-        if result.chosen.precision == "int8":
-            told["scores"] = _int8_scores(run.model_dir, request, told["split"], progress)
         if found is not None:
             _write_card(found, told["scores"], result, latencies, run.model_dir)
         run.update(conclusion=_concluded(conclusion, result, latencies, run.model_dir).to_dict(), task_model=told)

@@ -7,7 +7,8 @@ besides. That is a gain on long texts; on short ones a layer at one position cos
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save
 
 from nas.export.export import encoder_weights
 from nas.export.huggingface import copy_tokenizer
+from nas.export.int8 import quantize
 from nas.export.onnx_graph import (
     INPUT_NAMES,
     IR_VERSION,
@@ -42,7 +44,7 @@ from nas.finish.exit_folder import (
 )
 from nas.finish.exit_layers import prefix
 from nas.finish.exit_model import ExitModel, TorchLayers
-from nas.finish.exits import AdaptiveModel, Batch, OnnxLayers, padded
+from nas.finish.exits import AdaptiveModel, Batch, Layers, OnnxLayers, padded
 from search_spaces.architecture import SepConv
 from search_spaces.cost import SEP_CONV_ROUNDS
 from search_spaces.files import atomic_folder
@@ -51,14 +53,22 @@ from supernet.checkpoint import load_state, read_tensors
 from supernet.encoder import Encoder
 
 
-def save_exits(folder: Path, model: ExitModel, description: Description, tokenizer: Any) -> None:
-    """Writes a model with exits, and checks every graph against it; all of it or nothing.
+def save_exits(
+    folder: Path,
+    model: ExitModel,
+    description: Description,
+    tokenizer: Any,
+    *,
+    int8_facts: Callable[[OnnxLayers], Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes a model with exits in float32 and int8, and checks every float graph against it; all of it or nothing.
 
     Args:
         folder: Where to; absent or empty.
         model: In float32.
         description: What it is.
         tokenizer: Its Hugging Face fast tokenizer.
+        int8_facts: Finds out from the int8 layers what the description shall say of them.
 
     Raises:
         InvalidInputError: The place is occupied or cannot be written, the tokenizer does not fit, or the weights are
@@ -73,8 +83,12 @@ def save_exits(folder: Path, model: ExitModel, description: Description, tokeniz
         for place, graph in enumerate(exit_graphs(model)):
             onnx.checker.check_model(graph)
             onnx.save_model(graph, exit_file(temporary, place))
+            quantize(graph, exit_file(temporary, place, "int8"))
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         (temporary / WEIGHTS_FILE).write_bytes(save(state))
+        if int8_facts is not None:
+            told = int8_facts(OnnxLayers(temporary, description, precision="int8"))
+            description = replace(description, facts={**description.facts, **told})
         (temporary / DESCRIPTION_FILE).write_text(description.to_json(), encoding="utf-8")
         _check_parity(model, temporary)
 
@@ -220,7 +234,7 @@ def _check_parity(model: ExitModel, folder: Path) -> None:
                 )
 
 
-def answers(layers: TorchLayers | OnnxLayers, batch: Batch) -> Iterator[list[NDArray[np.float64]]]:
+def answers(layers: Layers, batch: Batch) -> Iterator[list[NDArray[np.float64]]]:
     """Yields what each exit gives where nothing stops: its logits (B, C) and, where it has a gate, that (B,)."""
     hidden: Any = None
     for place in range(layers.num_exits):

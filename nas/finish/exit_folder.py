@@ -5,6 +5,7 @@ Made by ``nas exits``::
     exits.json             what it is: shape, task, halting policy (data only, validated)
     weights.safetensors    the backbone, a head for each exit and, of DACT, the gates
     exits/exit-1.onnx      for each exit the graph from where the one before left off; the first holds the embeddings
+    exits/exit-1.int8.onnx the same in eight bits
     tokenizer.json         and what else a Hugging Face tokenizer has
 """
 
@@ -25,6 +26,8 @@ SCHEMA_VERSION = 1
 DESCRIPTION_FILE = "exits.json"
 WEIGHTS_FILE = "weights.safetensors"
 EXITS_FOLDER = "exits"
+#: Where a description's facts tell what its policy does on the validation split, by number format.
+FACTS = {"fp32": "validation", "int8": "validation_int8"}
 #: Names in an exit's graph: the states (B * T, D) that it reads and leaves, and what it answers.
 STATES_NAME, NEXT_NAME, LOGITS_NAME, GATES_NAME = "states", "next_states", "logits", "gates"
 MAX_JSON_BYTES = 4_000_000
@@ -145,6 +148,15 @@ def _description(data: Any) -> Description:
     )
 
 
-def exit_file(folder: Path, place: int) -> Path:
-    """Where the graph of an exit lies; they are counted from 1 for people."""
-    return folder / EXITS_FOLDER / f"exit-{place + 1}.onnx"
+def exit_file(folder: Path, place: int, precision: str = "fp32") -> Path:
+    """Where the graph of an exit lies, in a number format; exits are counted from 1 for people."""
+    return folder / EXITS_FOLDER / f"exit-{place + 1}{'' if precision == 'fp32' else f'.{precision}'}.onnx"
+
+
+def precisions_of(folder: Path, num_exits: int) -> tuple[str, ...]:
+    """The number formats in which a folder holds the graphs of all its exits."""
+    return tuple(
+        precision
+        for precision in FACTS
+        if all(exit_file(folder, place, precision).is_file() for place in range(num_exits))
+    )

@@ -6,7 +6,7 @@ the validation texts that stopped there when the model was made. The worst case 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -17,11 +17,11 @@ from analysis.latency import Conditions, measured
 from nas.devices.session import LAYOUT_SPREAD
 from nas.devices.target import Settings
 from nas.errors import InvalidInputError, unknown_name
-from nas.finish.exit_folder import Description, exit_file, is_adaptive
+from nas.finish.exit_folder import FACTS, Description, exit_file, is_adaptive, precisions_of, read_description
 from nas.finish.exit_timing import times_of
 from nas.finish.exits import AdaptiveModel, Batch, padded, run
 from nas.finish.halting import Floats, Look, Policy, State
-from nas.measurement import Measurement, Row
+from nas.measurement import Measurement, Row, with_precisions
 from nas.progress import Progress
 
 Bound = Literal["expected", "worst"]
@@ -34,18 +34,23 @@ class ExitMeasurement(Measurement):
     """The latencies of a model with exits.
 
     Attributes:
-        shares: Share of the validation texts that stopped at each exit.
+        shares: Share of the validation texts that stopped at each exit, by precision.
         binds: Which latency the budget binds.
     """
 
-    shares: tuple[float, ...] = ()
+    shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     binds: Bound = "expected"
 
     @property
+    def tables(self) -> list[tuple[Row, ...]]:
+        """The rows of each precision and length: what is expected, then each exit, the worst case last."""
+        each = len(next(iter(self.shares.values()))) + 1
+        return [self.rows[start : start + each] for start in range(0, len(self.rows), each)]
+
+    @property
     def bound(self) -> list[Row]:
-        """What the budget binds: a row for each length."""
-        each = len(self.shares) + 1
-        return [self.rows[place] for place in range(0 if self.binds == "expected" else each - 1, len(self.rows), each)]
+        """What the budget binds: a row for each precision and length."""
+        return [table[0 if self.binds == "expected" else -1] for table in self.tables]
 
     def judge(self, row: Row) -> str:
         """What the budget says of a row that it binds; the verdict of any other."""
@@ -53,28 +58,32 @@ class ExitMeasurement(Measurement):
 
     @property
     def exit_code(self) -> int:
-        """0 where what is bound meets the budget at every length, 3 where it exceeds it at some, else 5."""
-        judgements = {self.judge(row) for row in self.bound}
-        if judgements <= {"meets", "ok", "noisy"}:
+        """0 where what is bound meets the budget at every length in some precision, 3 where none does, 5 if open."""
+        judged = {name: {self.judge(row) for row in self.bound if _precision(row) == name} for name in self.shares}
+        if any(judgements <= {"meets", "ok", "noisy"} for judgements in judged.values()):
             return 0
-        return 3 if "exceeds" in judgements else 5
+        return 3 if all("exceeds" in judgements for judgements in judged.values()) else 5
 
     @property
     def advice(self) -> list[str]:
-        """Expected and worst case in words, a sentence for each length."""
-        each = len(self.shares) + 1
+        """Expected and worst case in words, a sentence for each precision and length."""
         said = []
-        for start in range(0, len(self.rows), each):
-            expected, worst = self.rows[start].latency, self.rows[start + each - 1].latency
+        for table in self.tables:
+            expected, worst = table[0].latency, table[-1].latency
             said.append(
                 f"At {worst.conditions.seq_len} tokens a text takes {expected.p50_s * 1e3:.2f} ms as expected, "
-                f"{worst.p50_s * 1e3:.2f} ms at worst."
+                f"{worst.p50_s * 1e3:.2f} ms at worst, in {worst.conditions.precision}."
             )
         return [*said, "Expected is the mean over the exits, weighed by where the validation texts stopped."]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
-        return {**super().to_dict(), "shares": list(self.shares), "binds": self.binds}
+        shares = {precision: list(shares) for precision, shares in self.shares.items()}
+        return {**super().to_dict(), "shares": shares, "binds": self.binds}
+
+
+def _precision(row: Row) -> str:
+    return row.latency.conditions.precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ def measure_exits(
 
     Args:
         folder: One model folder of ``nas exits``.
-        settings: One for each length.
+        settings: One for each precision and length.
         budget_s: What to judge it by.
         percentile: Which percentile of the worst case the budget binds.
         binds: Which latency it binds, ``expected`` (None) or ``worst``.
@@ -139,18 +148,20 @@ def measure_exits(
     _check_settings(settings)
     from nas.devices.resolve import live
 
-    model = AdaptiveModel.load(folder)
-    shares = _shares(folder, model.description)
+    models = {asked.precision: AdaptiveModel.load(folder, precision=asked.precision) for asked in settings}
+    told = next(iter(models.values())).description
+    shares = {precision: _shares(folder, told, precision) for precision in models}
     rows, description = [], ""
     for asked in settings:
-        if asked.seq_len > model.description.text.max_positions:
+        if asked.seq_len > told.text.max_positions:
             raise InvalidInputError(
-                f"seq_len must be at most {model.description.text.max_positions}, the longest text of this model, got "
+                f"seq_len must be at most {told.text.max_positions}, the longest text of this model, got "
                 f"{asked.seq_len}"
             )
         target = live("cpu", asked)
         description = description or target.description
-        rows += _measured(folder, model, shares, target.conditions, seconds_each, progress)
+        of_form = (models[asked.precision], shares[asked.precision], target.conditions)
+        rows += _measured(folder, *of_form, seconds_each, progress)
     return ExitMeasurement(
         folder, "cpu", description, tuple(rows), budget_s, percentile, shares=shares, binds=binds  # type: ignore[arg-type]
     )  # fmt: skip
@@ -169,9 +180,8 @@ def check_one_model(folder: Path) -> None:
 
 def _check_settings(settings: Sequence[Settings]) -> None:
     for asked in settings:
-        given = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
-        given["batch-size"] = asked.batch_size
-        usual = {"runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch-size": 1}
+        given = {"runtime": asked.runtime, "threads": asked.threads, "batch-size": asked.batch_size}
+        usual = {"runtime": "onnxruntime", "threads": 1, "batch-size": 1}
         for name, value in given.items():
             if value != usual[name]:
                 raise InvalidInputError(
@@ -180,10 +190,20 @@ def _check_settings(settings: Sequence[Settings]) -> None:
                 )
 
 
-def _shares(folder: Path, description: Description) -> tuple[float, ...]:
+def in_its_precisions(folder: Path, settings: Sequence[Settings]) -> list[Settings]:
+    """What to time a model with exits under, in every precision that its folder holds; float32 at least.
+
+    Raises:
+        InvalidInputError: The folder is none, or damaged, or a setting is none that exits have.
+    """
+    _check_settings(settings)
+    return with_precisions(settings, precisions_of(folder, read_description(folder).num_exits) or ("fp32",))
+
+
+def _shares(folder: Path, description: Description, precision: str) -> tuple[float, ...]:
     """Where the validation texts stopped when the model was made."""
     try:
-        counts = [int(count) for count in description.facts["validation"]["exits"]]
+        counts = [int(count) for count in description.facts[FACTS[precision]]["exits"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{folder} does not say where its validation texts stopped, so that nothing can be expected; run nas exits "
@@ -216,7 +236,7 @@ def _measured(
     )
     times_s = np.stack([taken[str(place)] for place in stops])  # (exits, rounds, texts)
     expected_s = np.tensordot(np.asarray(shares), times_s, axes=1)
-    sizes = np.cumsum([exit_file(folder, place).stat().st_size for place in stops]).tolist()
+    sizes = np.cumsum([exit_file(folder, place, conditions.precision).stat().st_size for place in stops]).tolist()
     rows = [_row("expected", sizes[-1], expected_s, times_s[-1], conditions)]
     for place, share in enumerate(shares):
         name = f"exit {place + 1}, {share:.0%} of the texts"

@@ -30,11 +30,18 @@ class Made:
         name: The folder's name below the run's.
         point: What its policy does on the judged split.
         timing: What single texts take in it; None where nothing was timed.
+        precision: Which of its graphs ran.
     """
 
     name: str
     point: Point
     timing: Timing | None = None
+    precision: str = "fp32"
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.name if self.precision == "fp32" else f"{self.name} in {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,13 @@ class ExitsResult:
         num_texts: Its size.
         num_exits: N.
         accuracy: The fine-tuned task model's.
+        accuracy_int8: The same in int8.
         guess: The share of the commonest class.
         curves: Points by method.
         areas: Area under each method's curve.
-        made: The model folders.
+        made: The model folders, each in float32 and then each in int8.
         reference: What single texts take in the fine-tuned task model; None where nothing was timed.
+        reference_int8: The same in int8.
         never: What they take in a model with exits where nothing stops.
     """
 
@@ -64,11 +73,13 @@ class ExitsResult:
     num_texts: int
     num_exits: int
     accuracy: float
+    accuracy_int8: float
     guess: float
     curves: Mapping[str, Sequence[Point]]
     areas: Mapping[str, float]
     made: Sequence[Made]
     reference: Timing | None = None
+    reference_int8: Timing | None = None
     never: Timing | None = None
 
     def saved(self, point: Point) -> float:
@@ -76,18 +87,22 @@ class ExitsResult:
         return 1 - point.layers / self.num_exits
 
     def sentences(self) -> list[str]:
-        """The result in words, a sentence a model folder."""
+        """The result in words, a sentence a model folder and number format, and what int8 does alone."""
         lines = []
         for made in self.made:
             one = made.point
             line = (
-                f"{made.name}: {one.layers:.2f} of {self.num_exits} layers ({self.saved(one):.0%} fewer), accuracy "
+                f"{made.title}: {one.layers:.2f} of {self.num_exits} layers ({self.saved(one):.0%} fewer), accuracy "
                 f"{one.accuracy:.4f} against {self.accuracy:.4f} of the fine-tuned model"
             )
             if made.timing is not None:
                 line += f", {made.timing.ratio:.2f} of its time"
             lines.append(f"{line}; {one.agreement:.1%} of the texts keep the class of never stopping.")
-        return lines
+        whole = f"The fine-tuned model in int8, without exits: accuracy {self.accuracy_int8:.4f}"
+        return [
+            *lines,
+            whole + ("." if self.reference_int8 is None else f", {self.reference_int8.ratio:.2f} of its time."),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints, and ``summary.json`` holds."""
@@ -99,13 +114,16 @@ class ExitsResult:
             "num_texts": self.num_texts,
             "num_exits": self.num_exits,
             "accuracy": self.accuracy,
+            "accuracy_int8": self.accuracy_int8,
             "guess": self.guess,
             "reference": None if self.reference is None else self.reference.to_dict(),
+            "reference_int8": None if self.reference_int8 is None else self.reference_int8.to_dict(),
             "never_stopping": None if self.never is None else self.never.to_dict(),
             "areas": dict(self.areas),
             "models": [
                 {
                     "folder": str(self.out / made.name),
+                    "precision": made.precision,
                     **made.point.to_dict(),
                     "layers_saved": self.saved(made.point),
                     "timing": None if made.timing is None else made.timing.to_dict(),
@@ -131,7 +149,10 @@ def write_report(path: Path, result: ExitsResult) -> None:
         )
     ]
     if result.reference is not None:
-        caption = "Accuracy over the median time of single texts, one point a model folder; the bar reaches the worst."
+        caption = (
+            "Accuracy over the median time of single texts, one point a model folder, hollow in int8; the bar reaches "
+            "the worst."
+        )
         figures.append(figure_html("time", caption, time_figure(result)))
     figures.append(figure_html("exits", "At which exit the texts stop, by model folder.", exits_figure(result)))
     body = [f'<p class="verdict">{html.escape(line)}</p>' for line in result.sentences()]
@@ -170,16 +191,17 @@ def time_figure(result: ExitsResult) -> go.Figure:
         if made.timing is None:
             continue
         colour, symbol, _ = METHODS[made.point.method]
+        symbol += "" if made.precision == "fp32" else "-open"
         median_ms, worst_ms = made.timing.median_s * 1e3, made.timing.worst_s * 1e3
         figure.add_trace(
             go.Scatter(
                 x=[median_ms],
                 y=[made.point.accuracy],
                 mode="markers",
-                name=made.name,
+                name=made.title,
                 marker={"color": colour, "symbol": symbol, "size": 10},
                 error_x={"type": "data", "symmetric": False, "array": [worst_ms - median_ms], "arrayminus": [0]},
-                hovertemplate="median %{x:.2f} ms, accuracy %{y:.4f}<extra>" + html.escape(made.name) + "</extra>",
+                hovertemplate="median %{x:.2f} ms, accuracy %{y:.4f}<extra>" + html.escape(made.title) + "</extra>",
             )
         )
     assert result.reference is not None
@@ -195,8 +217,8 @@ def exits_figure(result: ExitsResult) -> go.Figure:
             go.Bar(
                 x=list(range(1, result.num_exits + 1)),
                 y=[count / result.num_texts for count in made.point.exits],
-                name=made.name,
-                hovertemplate="exit %{x}: %{y:.1%}<extra>" + html.escape(made.name) + "</extra>",
+                name=made.title,
+                hovertemplate="exit %{x}: %{y:.1%}<extra>" + html.escape(made.title) + "</extra>",
             )
         )
     figure.update_yaxes(tickformat=".0%")
@@ -223,11 +245,13 @@ def _made_table(result: ExitsResult) -> str:
     head += ["median ms", "mean ms", "worst ms", "time / fine-tuned", "quartiles"]
     whole = ["the fine-tuned model", "", str(result.num_exits), "", f"{result.accuracy:.4f}", "", ""]
     rows = [[*whole, *_times(result.reference)]]
+    whole[0], whole[4] = f"{whole[0]} in int8", f"{result.accuracy_int8:.4f}"
+    rows.append([*whole, *_times(result.reference_int8)])
     if result.never is not None:
         rows.append([f"{result.made[0].name}, never stopping", *[""] * 6, *_times(result.never)])
     for made in result.made:
         one = made.point
-        row = [made.name, one.setting, f"{one.layers:.2f}", f"{result.saved(one):.0%}", f"{one.accuracy:.4f}"]
+        row = [made.title, one.setting, f"{one.layers:.2f}", f"{result.saved(one):.0%}", f"{one.accuracy:.4f}"]
         rows.append([*row, f"{one.accuracy_whole:.4f}", f"{one.agreement:.2%}", *_times(made.timing)])
     return table_html(head, rows)
 
@@ -248,6 +272,7 @@ def _how(result: ExitsResult) -> list[str]:
     lines = [
         f"Figures are of {result.num_texts} texts of the {result.split} split. Settings of PABEE and confidence were "
         "chosen on the validation split: the fewest layers at no less than its accuracy without stopping.",
+        "Accuracies in int8 are those of the int8 files, a text at a time.",
         "The area is the mean accuracy over average layers along straight lines between a method's points, beginning "
         f"with no layers and the commonest class ({result.guess:.4f}).",
     ]

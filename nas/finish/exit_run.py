@@ -13,22 +13,26 @@ The folder, beside which ``OUT.unfinished`` holds the run until all of it is the
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 from nas.config import Bound
 from nas.errors import InvalidInputError, unknown_name
 from nas.export.export import encoder_weights
-from nas.export.onnx_graph import build_graph
+from nas.export.int8 import quantize
+from nas.export.onnx_graph import INPUT_NAMES, build_graph
 from nas.export.task_head import Pooling
 from nas.finish.companion import Locked
-from nas.finish.evaluation import evaluate, torch_run
+from nas.finish.evaluation import Logits, evaluate, torch_run
 from nas.finish.exit_curves import (
     Answers,
     Point,
@@ -39,14 +43,15 @@ from nas.finish.exit_curves import (
     patiences,
     point,
 )
+from nas.finish.exit_evaluation import answers_alone
 from nas.finish.exit_export import load_exits, save_exits
-from nas.finish.exit_folder import Description, is_adaptive
+from nas.finish.exit_folder import FACTS, Description, is_adaptive, read_description
 from nas.finish.exit_layers import check_can_exit
 from nas.finish.exit_model import ExitModel
 from nas.finish.exit_report import ExitsResult, Made, write_report
 from nas.finish.exit_timing import NUM_TEXTS, Timing, time_texts
 from nas.finish.exit_training import answers_of, teach_exits
-from nas.finish.exits import AdaptiveModel, Batch, padded, run
+from nas.finish.exits import AdaptiveModel, Batch, OnnxLayers, padded, run
 from nas.finish.finetune import FinetuneConfig, check_free, finetune, unfinished
 from nas.finish.halting import Dact, Policy
 from nas.finish.model import TaskModel, has_head, load_model, load_task_model
@@ -54,7 +59,7 @@ from nas.finish.training import LoopConfig
 from nas.progress import Progress, ended
 from nas.rundir import RunDir
 from search_spaces.files import write_atomic
-from supernet.examples import Examples
+from supernet.examples import Examples, TaskBatch
 from supernet.task import Task, load_task
 from supernet.task_spec import TaskOptions
 from supernet.teacher import weights_digest
@@ -63,6 +68,7 @@ METHODS = ("dact", "pabee", "confidence")
 MAX_TAUS = 8
 _TAU = Bound(0, 100, whole=False)
 FINE_TUNED, NEVER = "fine-tuned", "never stopping"
+INT8 = " in int8"  # behind the name of what runs in it
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,7 @@ class _Work:
         self.judged = task.split(self.split)
         self.curves: dict[str, list[Point]] = {}
         self.made: dict[str, Point] = {}
+        self.made_int8: dict[str, Point] = {}
 
     def done(self, out: Path) -> ExitsResult:
         """Makes every model folder and puts the figures together."""
@@ -230,6 +237,7 @@ class _Work:
         self.progress.start("evaluating")
         accuracy = evaluate(torch_run(self.model), self.model.spec, self.judged).scores["accuracy"]
         self.model.cpu()
+        accuracy_int8 = self._accuracy_int8()
         times = self._time() if self.request.num_timed else {}
         result = ExitsResult(
             out=out,
@@ -239,11 +247,16 @@ class _Work:
             num_texts=len(labels),
             num_exits=num_exits,
             accuracy=accuracy,
+            accuracy_int8=accuracy_int8,
             guess=guess,
             curves=self.curves,
             areas={method: area(points, num_exits, guess) for method, points in self.curves.items()},
-            made=[Made(name, one, times.get(name)) for name, one in self.made.items()],
+            made=[
+                *(Made(name, one, times.get(name)) for name, one in self.made.items()),
+                *(Made(name, one, times.get(name + INT8), "int8") for name, one in self.made_int8.items()),
+            ],
             reference=times.get(FINE_TUNED),
+            reference_int8=times.get(FINE_TUNED + INT8),
             never=times.get(NEVER),
         )
         write_atomic(self.folder / "summary.json", json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
@@ -272,25 +285,53 @@ class _Work:
             )
         validation, judged = answers_of(exits, self.task.validation), answers_of(exits, self.judged)
         exits.cpu()
+        known: dict[str, Answers] = {}
+
+        def in_int8(layers: OnnxLayers, split: str) -> Answers:
+            if split not in known:  # the graphs of all names are the same
+                known[split] = answers_alone(layers, self.task.split(split), exits.encoder.text)
+            return known[split]
+
         for name in names:
             policy, setting, curve = _policy(name, tau, validation, judged)
-            method = curve[0].method
+            method, folder = curve[0].method, self.folder / name
+            judge = partial(point, method, setting, policy)
             self.curves.setdefault(method, []).extend(curve)
-            self.made[name] = point(method, setting, policy, judged)
+            self.made[name] = judge(judged)
             if name not in made:
-                facts = {"validation": point(method, setting, policy, validation).to_dict()}
-                save_exits(self.folder / name, exits, describe(exits, tau, policy, facts), self.model.tokenizer)
+                description = describe(exits, tau, policy, {FACTS["fp32"]: judge(validation).to_dict()})
+
+                def int8_facts(layers: OnnxLayers, judge: Callable[[Answers], Point] = judge) -> dict[str, Any]:
+                    return {FACTS["int8"]: judge(in_int8(layers, "validation")).to_dict()}
+
+                save_exits(folder, exits, description, self.model.tokenizer, int8_facts=int8_facts)
             if self.locked is not None:
-                self.locked.write(self.folder / name, exits.encoder)
+                self.locked.write(folder, exits.encoder)
+            layers = OnnxLayers(folder, read_description(folder), precision="int8")
+            self.made_int8[name] = judge(in_int8(layers, self.split))
 
     def _time(self) -> dict[str, Timing]:
         """Times single texts in the fine-tuned model, in each folder, and in the first folder where nothing stops."""
-        folders = {name: AdaptiveModel.load(self.folder / name) for name in self.made}
+        folders = {
+            name + behind: AdaptiveModel.load(self.folder / name, precision=precision)
+            for precision, behind in (("fp32", ""), ("int8", INT8))
+            for name in self.made
+        }
         models: dict[str, Callable[[Batch], object]] = {FINE_TUNED: one_graph(self.model)}
+        models |= {FINE_TUNED + INT8: one_graph(self.model, precision="int8")}
         models |= {name: stopping(adaptive) for name, adaptive in folders.items()}
         models[NEVER] = stopping(next(iter(folders.values())), halts=False)
         texts = single_texts(self.judged, self.model, self.request.num_timed, seed=self.request.loop.seed)
         return time_texts(models, texts, seed=self.request.loop.seed, progress=self.progress)
+
+    def _accuracy_int8(self) -> float:
+        """The fine-tuned model's in int8, a text at a time."""
+        run_int8 = one_graph(self.model, precision="int8")
+
+        def answer(batch: TaskBatch) -> Logits:
+            return run_int8({name: getattr(batch, name).numpy() for name in INPUT_NAMES})
+
+        return evaluate(answer, self.model.spec, self.judged, batch_size=1).scores["accuracy"]
 
 
 def _policy(name: str, tau: float | None, validation: Answers, judged: Answers) -> tuple[Policy, str, list[Point]]:
@@ -336,7 +377,7 @@ def stopping(model: AdaptiveModel, *, halts: bool = True) -> Callable[[Batch], o
     return lambda batch: run(model.layers, batch, model.policy, halts=halts)
 
 
-def one_graph(model: TaskModel) -> Callable[[Batch], object]:
+def one_graph(model: TaskModel, *, precision: str = "fp32") -> Callable[[Batch], Logits]:
     """Runs a batch in a task model as it is exported, on one thread."""
     head = model.head.exported()
     assert head.weights is not None
@@ -344,5 +385,13 @@ def one_graph(model: TaskModel) -> Callable[[Batch], object]:
     graph = build_graph(model.architecture, model.text, weights, head=head)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(None, dict(batch))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(graph, path) if precision == "fp32" else quantize(graph, path)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(batch: Batch) -> Logits:
+        logits: Logits = session.run(None, dict(batch))[0]
+        return logits
+
+    return run

@@ -97,12 +97,13 @@ class OnnxLayers:
         folder: That ``nas exits`` made.
         description: What it holds.
         threads: Threads within one operator.
+        precision: Which of its graphs to run, ``fp32`` or ``int8``.
 
     Raises:
         InvalidInputError: A layer's file is missing, damaged or of another model.
     """
 
-    def __init__(self, folder: Path, description: Description, *, threads: int = 1) -> None:
+    def __init__(self, folder: Path, description: Description, *, threads: int = 1, precision: str = "fp32") -> None:
         import onnxruntime
 
         self.num_exits, self.num_classes = description.num_exits, description.spec.num_outputs
@@ -111,7 +112,7 @@ class OnnxLayers:
         options.log_severity_level = 3
         self._sessions = []
         for place in range(self.num_exits):
-            path = exit_file(folder, place)
+            path = exit_file(folder, place, precision)
             try:
                 session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime has a dozen kinds, none of them a common one
@@ -169,12 +170,13 @@ class AdaptiveModel:
             tokenizer.enable_truncation(description.spec.max_tokens)
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int = 1) -> "AdaptiveModel":
+    def load(cls, folder: str | Path, *, threads: int = 1, precision: str = "fp32") -> "AdaptiveModel":
         """Reads a folder.
 
         Args:
             folder: That ``nas exits`` made.
             threads: Threads within one operator.
+            precision: ``fp32``, or ``int8``: then a text's states are rounded by the range of the batch that it is in.
 
         Raises:
             InvalidInputError: It is none, or a part of it is missing or damaged.
@@ -187,7 +189,8 @@ class AdaptiveModel:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises Exception itself
             raise InvalidInputError(f"{folder / 'tokenizer.json'} is missing or damaged; restore it") from error
-        return cls(description, OnnxLayers(folder, description, threads=threads), tokenizer)
+        layers = OnnxLayers(folder, description, threads=threads, precision=precision)
+        return cls(description, layers, tokenizer)
 
     @property
     def policy(self) -> Policy:

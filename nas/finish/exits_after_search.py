@@ -6,23 +6,28 @@ Times are of single texts filled up to the length that was asked for, on one thr
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analysis.goal import Goal
-from analysis.latency import Latency, measured
+from analysis.latency import Conditions, Latency, measured
 from nas.devices.target import Settings
 from nas.finish.exit_curves import Answers, confidences, point
+from nas.finish.exit_evaluation import answers_alone
 from nas.finish.exit_export import save_exits
+from nas.finish.exit_folder import FACTS
 from nas.finish.exit_measure import measure_exits
+from nas.finish.exit_model import ExitModel
 from nas.finish.exit_run import describe, one_graph, stopping
 from nas.finish.exit_timing import times_of
 from nas.finish.exit_training import answers_of, teach_exits, with_exits
-from nas.finish.exits import AdaptiveModel, Batch, padded
+from nas.finish.exits import AdaptiveModel, Batch, OnnxLayers, padded
 from nas.finish.halting import Confidence, replay
 from nas.finish.heads import new_head
 from nas.finish.model import TaskModel, load_task_model
@@ -46,30 +51,30 @@ SHARE = 0.95
 FOLDER = "exit-model"
 
 
-def time_exits(encoder: Encoder, spec: TaskSpec, tokenizer_dir: Path, goal: Goal) -> list[Latency]:
+def time_exits(encoder: Encoder, spec: TaskSpec, tokenizer_dir: Path, conditions: Conditions) -> list[Latency]:
     """The latency of leaving at each layer of an encoder whose exits have learnt nothing.
 
     Args:
         encoder: The backbone.
         spec: What the exits answer.
         tokenizer_dir: The folder of its tokenizer.
-        goal: For which length.
+        conditions: For which length, in which precision.
     """
     tokenizer = load_tokenizer(str(tokenizer_dir), encoder.text)
     model = TaskModel(encoder, new_head(spec, encoder, seed=0), tokenizer).eval()
     exits = with_exits(model, has_gates=False, seed=0).eval()
     policy = Confidence(1.0, (1.0,) * exits.num_exits)
-    evenly = {"validation": {"exits": [1] * exits.num_exits}}
+    evenly = {FACTS[conditions.precision]: {"exits": [1] * exits.num_exits}}
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "exits"
         save_exits(made, exits, describe(exits, None, policy, evenly), tokenizer)
-        settings = Settings(seq_len=goal.conditions.seq_len)
+        settings = Settings(seq_len=conditions.seq_len, precision=conditions.precision)
         rows = measure_exits(made, [settings], seconds_each=SECONDS_EACH, progress=SilentProgress()).rows
     return [row.latency for row in rows[1:]]  # the first is their mean
 
 
 def add_exits(
-    run_dir: RunDir, request: SearchRequest, goal: Goal, progress: Progress
+    run_dir: RunDir, request: SearchRequest, goal: Goal, precision: str, progress: Progress
 ) -> tuple[dict[str, Any], Latency]:
     """Teaches the run's task model to leave early, sets its confidence to the budget, writes and measures it.
 
@@ -77,6 +82,7 @@ def add_exits(
         run_dir: The search's folder; its model is the fine-tuned task model.
         request: What was asked.
         goal: What the budget binds.
+        precision: What the model was chosen to run in.
         progress: What is told about it.
 
     Returns:
@@ -95,19 +101,24 @@ def add_exits(
     split = "test" if task.test is not None else "validation"
     judged = task.split(split)
     progress.start("setting and measuring the exits")
-    tokenizer_dir = run_dir.model_dir
-    by_layer = time_exits(exits.cpu().encoder, model.spec, tokenizer_dir, goal)
-    on_validation = answers_of(exits, task.validation)
-    policy = _set_to_budget(on_validation, by_layer, request.exits, goal.budget_s)
-    found = point("confidence", f"confidence {policy.threshold:.4g}", policy, answers_of(exits, judged))
+    conditions = replace(goal.conditions, precision=precision)
+    by_layer = time_exits(exits.cpu().encoder, model.spec, run_dir.model_dir, conditions)
+    with _int8_layers(exits, model) as layers:
+        in_int8 = partial(answers_alone, layers, text=model.text)
+        on_validation = {"fp32": answers_of(exits, task.validation), "int8": in_int8(task.validation)}
+        on_judged = answers_of(exits, judged) if precision == "fp32" else in_int8(judged)
+    policy = _set_to_budget(on_validation[precision], by_layer, request.exits, goal.budget_s)
+    judge = partial(point, "confidence", f"confidence {policy.threshold:.4g}", policy)
+    found = judge(on_judged)
     shutil.rmtree(folder, ignore_errors=True)
-    facts = {"validation": point("confidence", found.setting, policy, on_validation).to_dict()}
+    facts = {FACTS[name]: judge(answers).to_dict() for name, answers in on_validation.items()}
     save_exits(folder, exits, describe(exits, None, policy, facts), model.tokenizer)
-    latencies = _measured(AdaptiveModel.load(folder), model, judged, goal, request.seed)
+    latencies = _measured(AdaptiveModel.load(folder, precision=precision), model, judged, conditions, request.seed)
     progress.finish()
     shutil.rmtree(training, ignore_errors=True)
     told = {
         "bound": request.exits,
+        "precision": precision,
         "folder": str(folder),
         "confidence": policy.threshold,
         "layers": found.layers,
@@ -122,6 +133,16 @@ def add_exits(
         "seq_len": goal.conditions.seq_len,
     }
     return told, latencies["expected" if request.exits == "expected" else "worst"]
+
+
+@contextmanager
+def _int8_layers(exits: ExitModel, model: TaskModel) -> Iterator[OnnxLayers]:
+    """The int8 graphs of a model whose policy is not known yet."""
+    description = describe(exits, None, Confidence(1.0, (1.0,) * exits.num_exits), {})
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "exits"
+        save_exits(made, exits, description, model.tokenizer)
+        yield OnnxLayers(made, description, precision="int8")
 
 
 def _set_to_budget(
@@ -145,23 +166,25 @@ def _set_to_budget(
     return max(policies, key=worth)
 
 
-def _measured(adaptive: AdaptiveModel, model: TaskModel, judged: Examples, goal: Goal, seed: int) -> dict[str, Latency]:
+def _measured(
+    adaptive: AdaptiveModel, model: TaskModel, judged: Examples, conditions: Conditions, seed: int
+) -> dict[str, Latency]:
     """What the model takes with its exits, where nothing stops, and without any, on texts of the judged split.
 
     A sample is the mean over the texts.
     """
     models: dict[str, Callable[[Batch], object]] = {
-        "without exits": one_graph(model),
+        "without exits": one_graph(model, precision=conditions.precision),
         "expected": stopping(adaptive),
         "worst": stopping(adaptive, halts=False),
     }
     drawn = np.random.default_rng(seed).permutation(len(judged))[:NUM_TEXTS].tolist()
-    texts = [_filled(judged, at, model.text, goal.conditions.seq_len) for at in drawn]
+    texts = [_filled(judged, at, model.text, conditions.seq_len) for at in drawn]
     taken = times_of(models, texts, seed=seed, repeats=ROUNDS, progress=SilentProgress())
     means = {name: times_s.mean(1).tolist() for name, times_s in taken.items()}
     beside = means["without exits"]
     reference_s = float(np.median(beside))
-    return {name: measured(goal.conditions, found, beside, reference_s) for name, found in means.items()}
+    return {name: measured(conditions, found, beside, reference_s) for name, found in means.items()}
 
 
 def _filled(examples: Examples, at: int, text: TextSpec, seq_len: int) -> Batch:

@@ -24,6 +24,7 @@ from nas.export.export import WriteInt8, export_task_model
 from nas.export.huggingface import hub_weights
 from nas.export.int8 import quantize
 from nas.export.task_head import Activation, Pooling
+from nas.finish.exit_folder import is_adaptive
 from nas.finish.heads import Head
 from search_spaces.architecture import SCHEMA_VERSION, Architecture, TextSpec
 from search_spaces.files import expanded
@@ -229,6 +230,11 @@ def read_config(source: str | Path) -> dict[str, Any] | None:
     folder = expanded(source)
     if not folder.is_dir():
         return None
+    if is_adaptive(folder):
+        raise InvalidInputError(
+            f"{folder} holds a model with exits, which nas eval, nas predict and nas measure take; give the task model "
+            "that the exits were taught to"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.goal import Goal
-from analysis.latency import Latency
+from analysis.latency import Conditions, Latency
 from analysis.trial import Trial
 from nas.progress import Progress
 from nas.search.conclusion import Conclusion
@@ -22,18 +22,21 @@ CAUTION = 1.03
 
 #: Times a trial's layers with a head behind each: the latency of leaving at every one of them.
 TimeExits = Callable[[Trial], Sequence[Latency]]
-#: The same of an encoder, for a task, with a tokenizer, under the conditions of a goal.
-TimeTaskExits = Callable[["Encoder", "TaskSpec", Path, Goal], Sequence[Latency]]
+#: The same of an encoder, for a task, with a tokenizer, under given conditions.
+TimeTaskExits = Callable[["Encoder", "TaskSpec", Path, Conditions], Sequence[Latency]]
 
 
-def exit_timer(time_exits: TimeTaskExits | None, adapted_dir: Path, tokenizer_dir: Path, goal: Goal) -> TimeExits:
-    """Times the exits of trials as they are cut from an adapted supernet."""
+def exit_timer(time_exits: TimeTaskExits | None, adapted_dir: Path, tokenizer_dir: Path) -> TimeExits:
+    """Times the exits of trials as they are cut from an adapted supernet, each under the conditions it is judged by."""
     from supernet.adapt import load_adapted
     from supernet.extract import extract
 
     assert time_exits is not None  # who searches exits brings it
     adapted = load_adapted(adapted_dir)
-    return lambda trial: time_exits(extract(adapted.supernet, trial.architecture), adapted.spec, tokenizer_dir, goal)
+    of_task = (adapted.spec, tokenizer_dir)
+    return lambda trial: time_exits(
+        extract(adapted.supernet, trial.architecture.shape), *of_task, trial.latency.conditions
+    )
 
 
 def decide_exits(

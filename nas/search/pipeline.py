@@ -175,7 +175,7 @@ class _Search:
             tools = (self._export, self.progress, tails, self.prepared.timed)
             conclusion = Finals(self.goals, limits, self.targets, text, *tools).decide(trials, self.run_dir.model_dir)
         else:
-            timed = exit_timer(self.time_exits, self._adapted(), self.loaded.tokenizer_dir, self.goals[0])
+            timed = exit_timer(self.time_exits, self._adapted(), self.loaded.tokenizer_dir)
             conclusion = decide_exits(trials, factory(), self.goals[0], timed, self.progress)
         if conclusion.chosen is not None:
             chosen = next(trial for trial in trials if trial.key == conclusion.chosen)

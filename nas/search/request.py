@@ -256,11 +256,12 @@ class SearchRequest:
             raise unknown_name("latency for exits to bind", str(self.exits), EXIT_BOUNDS)
         if self.task is None:
             raise InvalidInputError("exits stop where the answer to a task is decided; add --task")
-        usual = Settings(seq_len=self.goals[0].settings.seq_len, cpus=self.goals[0].settings.cpus)
-        if len(self.goals) > 1 or self.goals[0].device != "cpu" or self.goals[0].settings != usual or self.precisions:
+        given = self.goals[0].settings
+        usual = Settings(seq_len=given.seq_len, cpus=given.cpus, precision=given.precision)
+        if len(self.goals) > 1 or self.goals[0].device != "cpu" or given != usual:
             raise InvalidInputError(
                 "a model with exits is a graph a layer and a host loop, which is timed on this machine's cpu, one text "
-                "at a time, by onnxruntime in fp32 on one thread; leave other devices and settings out"
+                "at a time, by onnxruntime on one thread; leave other devices and settings out"
             )
         if self.limits or self.percentile != 50:
             raise InvalidInputError(

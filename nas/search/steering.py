@@ -101,8 +101,8 @@ def prefix_latencies(
     prepared: Prepared, predictors: Sequence[Mapping[str, Predictor]], architecture: Architecture
 ) -> list[Latency]:
     """Predicted latencies of a shape up to each of its layers, heads left out; of the first goal."""
-    *early, whole = prefixes(architecture)
-    predict = predictors[0]["fp32"].predict
+    *early, whole = prefixes(architecture.shape)
+    predict = predictors[0][architecture.precision].predict
     return [*map(predict, early), predict(prepared.timed(whole))]
 
 

@@ -7,13 +7,17 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from exit_cases import EXIT_SHAPES, SPEC, TEXT, exit_model
+from exit_cases import EXIT_SHAPES, SPEC, TEXT, exit_model, padded_batch
 
 from nas.errors import InvalidInputError
+from nas.export.export import encoder_weights
+from nas.export.int8 import quantize
+from nas.export.onnx_graph import build_graph, weight_shapes
 from nas.export.parity import ParityError
-from nas.finish import exit_export
+from nas.finish import exit_export, exit_layers
 from nas.finish.exit_export import load_exits, save_exits
 from nas.finish.exit_folder import Description, exit_file, is_adaptive, read_description
 from nas.finish.exit_model import TorchLayers
@@ -51,6 +55,26 @@ def folder(tmp_path_factory, tokenizer):
     model = exit_model("bert", seed=5)
     save_exits(place, model, describe(model), tokenizer)
     return place
+
+
+@pytest.mark.parametrize("shape", EXIT_SHAPES)
+def test_every_int8_graph_answers_as_the_int8_task_model_that_ends_there(tmp_path, tokenizer, shape):
+    """ONNX Runtime quantises the single graph of each prefix: what is cut out of it must round as it does."""
+    model = exit_model(shape, pooling="first", early="mean", seed=4)
+    save_exits(tmp_path / "model", model, describe(model), tokenizer)
+    batch = padded_batch(1, 20)
+    layers = AdaptiveModel.load(tmp_path / "model", precision="int8").layers
+    found = [logits for logits, *_ in exit_export.answers(layers, batch)]
+    weights = encoder_weights(model.encoder)
+    for place, layer in enumerate(model.layers):
+        prefix, head = exit_layers.prefix(model.encoder.architecture, layer[-1]), model.head(place).exported()
+        named = {name: weights[name] for name in weight_shapes(prefix, TEXT)}
+        named |= {f"head.{name}": array for name, array in head.weights.items()}
+        quantize(build_graph(prefix, TEXT, named, head=head), tmp_path / "whole.onnx")
+        (whole,) = onnxruntime.InferenceSession(tmp_path / "whole.onnx").run(None, batch)
+        np.testing.assert_allclose(found[place], whole, atol=1e-5)
+    floats = [logits for logits, *_ in exit_export.answers(AdaptiveModel.load(tmp_path / "model").layers, batch)]
+    assert np.abs(floats[-1] - found[-1]).max() > 1e-4, "nothing was rounded"
 
 
 @pytest.mark.parametrize("poolings", [("first", "first"), ("first", "mean"), ("mean", "mean")])

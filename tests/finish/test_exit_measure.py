@@ -17,7 +17,9 @@ from nas.finish.exits import AdaptiveModel, run
 from nas.finish.halting import Dact, Patience
 
 COUNTS = [10, 5, 5, 0]  # of 20 validation texts
-ASKED = {"seq_len": 16, "seconds_each": 0.05}
+INT8_COUNTS = [5, 5, 5, 5]
+BOTH = {"seq_len": 16, "seconds_each": 0.05}
+ASKED = BOTH | {"precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,8 @@ def folder(tmp_path_factory, tokenizer_dir):
     from transformers import AutoTokenizer
 
     place, model = tmp_path_factory.mktemp("measured") / "dact-tau0.1", exit_model("bert", seed=5)
-    description = describe(model, 0.1, Dact(), {"validation": {"exits": COUNTS}})
+    facts = {"validation": {"exits": COUNTS}, "validation_int8": {"exits": INT8_COUNTS}}
+    description = describe(model, 0.1, Dact(), facts)
     save_exits(place, model, description, AutoTokenizer.from_pretrained(tokenizer_dir))
     return place
 
@@ -88,7 +91,44 @@ def test_a_budget_binds_the_latency_that_is_named(folder, even, budget_ms, bind,
     assert judged[-1 if bind == "worst" else 0] == wanted
     assert {"meets", "exceeds", "undecided"}.isdisjoint(judged[1:-1])
     told = json.loads(json.dumps(found.to_dict()))
-    assert (told["binds"], told["shares"], len(told["measurements"])) == (bind or "expected", [0.5, 0.25, 0.25, 0], 5)
+    shares = {"fp32": [0.5, 0.25, 0.25, 0]}
+    assert (told["binds"], told["shares"], len(told["measurements"])) == (bind or "expected", shares, 5)
+
+
+def test_each_number_format_has_its_own_graphs_shares_and_judgement(folder, monkeypatch):
+    """A clock by which a layer takes 2 ms in fp32 and 1 ms in int8."""
+    layer_s = {"fp32": 2e-3, "int8": 1e-3}
+    load = AdaptiveModel.load
+    loaded = []
+
+    def note(place, *, threads=1, precision="fp32"):
+        loaded.append(precision)
+        return load(place, threads=threads, precision=precision)
+
+    def times_of(models, texts, *, seed=0, repeats=5, progress):
+        """Every precision is timed twice: a pilot, then all its exits."""
+        precision = loaded[len(calls) // 2]
+        calls.append(precision)
+        layers = {name: 4 if name == "last" else int(name) + 1 for name in models}
+        return {name: np.full((repeats, len(texts)), layer_s[precision] * layers[name]) for name in models}
+
+    calls = []
+    monkeypatch.setattr(AdaptiveModel, "load", note)
+    monkeypatch.setattr(exit_measure, "times_of", times_of)
+    found = nas.measure(folder, latency_ms=3.0, **BOTH)
+    assert loaded == ["fp32", "int8"]
+    assert [row.latency.conditions.precision for row in found.rows] == ["fp32"] * 5 + ["int8"] * 5
+    assert [row.latency.p50_s * 1e3 for row in found.bound] == pytest.approx([3.5, 2.5])
+    assert [found.judge(row) for row in found.bound] == ["exceeds", "meets"]
+    assert found.exit_code == 0, "int8 alone keeps the budget, and that is enough"
+    assert found.advice[0] == "At 16 tokens a text takes 3.50 ms as expected, 8.00 ms at worst, in fp32."
+    assert found.advice[1] == "At 16 tokens a text takes 2.50 ms as expected, 4.00 ms at worst, in int8."
+    assert found.to_dict()["shares"] == {"fp32": [0.5, 0.25, 0.25, 0], "int8": [0.25] * 4}
+    assert found.rows[9].size_bytes < found.rows[4].size_bytes
+    for budget_ms, exit_code in ((2.0, 3), (2.5, 5)):
+        calls.clear()
+        loaded.clear()
+        assert nas.measure(folder, latency_ms=budget_ms, **BOTH).exit_code == exit_code
 
 
 def test_every_length_must_keep_to_the_budget(folder, monkeypatch):
@@ -117,7 +157,7 @@ def test_what_exits_do_not_have_is_refused(folder, tmp_path, command):
     for words, said in (
         (["--batch-size", "8"], "timed text by text, .* leave --batch-size 8 out"),
         (["--threads", "2"], "leave --threads 2 out"),
-        (["--precision", "int8"], "leave --precision int8 out"),
+        (["--precision", "int4"], "int4"),
         (["--runtime", "torch"], "leave --runtime torch out"),
         (["--seq-len", "65"], "seq_len must be at most 64"),
         (["--percentile", "90", "--latency-ms", "1"], "add --exits worst"),
@@ -144,7 +184,8 @@ def test_a_folder_that_does_not_say_where_texts_stopped_is_refused(folder, tmp_p
         ({}, "does not say where its validation texts stopped"),
         ({"validation": {"exits": [1, 2]}}, "counts texts at 2 exits"),
         ({"validation": {"exits": [0, 0, 0, 0]}}, "is damaged"),
+        ({"validation": {"exits": COUNTS}}, "does not say where"),
     ):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": facts}))
         with pytest.raises(InvalidInputError, match=said):
-            nas.measure(tmp_path / "model", **ASKED)
+            nas.measure(tmp_path / "model", **BOTH)

@@ -88,9 +88,28 @@ def test_a_run_leaves_a_folder_for_each_way_and_nothing_half_done(made, place):
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(result.to_dict()))
     assert set(result.areas) == {"dact", "pabee", "confidence"}
     assert all(sum(model.point.exits) == 20 for model in result.made)
-    dact = result.made[0].point
-    assert dact.agreement == 1
-    assert dact.accuracy == dact.accuracy_whole
+    titles = ["dact-tau0.1", "pabee", "confidence"]
+    assert [model.title for model in result.made] == [*titles, *(f"{title} in int8" for title in titles)]
+    assert all(model.timing is not None for model in result.made)
+    for made_in in (result.made[0], result.made[3]):  # stopping changes no answer, whatever the graphs round
+        assert made_in.point.agreement == 1
+        assert made_in.point.accuracy == made_in.point.accuracy_whole
+
+
+def test_what_is_said_of_int8_is_what_its_graphs_answer_text_by_text(made, place):
+    out, result = made
+    table = pd.read_csv(place / "task.csv")
+    for model in result.made[3:]:
+        adaptive = AdaptiveModel.load(out / model.name, precision="int8")
+        for split, point in (
+            ("test", model.point.to_dict()),
+            ("validation", adaptive.description.facts["validation_int8"]),
+        ):
+            texts = table[table["split"] == split]
+            answers = [adaptive.predict([text])[0] for text in texts["text"]]
+            right = np.mean([answer.label == label for answer, label in zip(answers, texts["label"], strict=True)])
+            assert point["accuracy"] == pytest.approx(right)
+            assert point["layers"] == pytest.approx(np.mean([answer.layers for answer in answers]))
 
 
 def test_the_report_loads_nothing_and_says_what_was_measured(made):
@@ -107,14 +126,16 @@ def test_eval_and_predict_take_such_folders(made, place, capsys):
     found = nas.evaluate(out / "dact-tau0.1", task=str(place / "task.csv"))
     assert found.scores["torch"]["accuracy"] == pytest.approx(result.made[0].point.accuracy)
     assert found.scores["torch"]["layers"] == pytest.approx(result.made[0].point.layers)
-    assert found.agreement == {"onnx": 1.0, "never stopping": 1.0}
+    assert (found.agreement["onnx"], found.agreement["never stopping"]) == (1.0, 1.0)
+    assert found.agreement["onnx-int8"] > 0.8
     answers = AdaptiveModel.load(out / "pabee").predict(["the union of 7", "the people of 8"])
     for runtime in ("torch", "onnx"):
         predicted = list(nas.predict(out / "pabee", ["the union of 7", "the people of 8"], runtime=runtime))
         assert [one.label for one in predicted] == [answer.label for answer in answers]
         assert predicted[0].probability == pytest.approx(answers[0].probability, abs=1e-4)
-    with pytest.raises(InvalidInputError, match="torch or onnx"):
-        nas.predict(out / "pabee", ["the union"], runtime="onnx-int8")
+    alone = AdaptiveModel.load(out / "pabee", precision="int8").predict(["the union of 7"], batch_size=1)
+    (predicted,) = nas.predict(out / "pabee", ["the union of 7"], runtime="onnx-int8")
+    assert predicted.probability == pytest.approx(alone[0].probability, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +166,7 @@ def test_a_request_that_breaks_a_law_is_refused(fields, reason):
         ("out/task-model", "other.csv", "not among the 2 labels"),
         ("out/task-model", "numbers.csv", "classes, not fractions"),
         ("nowhere", "task.csv", "nowhere"),
+        ("out/pabee", "task.csv", "holds a model with exits, which nas eval"),
     ],
 )
 def test_models_and_tasks_that_do_not_go_together_are_refused_and_leave_nothing(made, place, model, task, reason):

@@ -94,22 +94,26 @@ def asked(supernet_dir, task, out, latency_ms=50.0, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bound", ["expected", "worst"])
-def test_it_ends_with_a_model_that_leaves_early_within_the_budget(supernet_dir, task, tmp_path, quick, capsys, bound):
+@pytest.mark.parametrize(("bound", "precision"), [("expected", "fp32"), ("worst", "fp32"), ("expected", "int8")])
+def test_it_ends_with_a_model_that_leaves_early_within_the_budget(
+    supernet_dir, task, tmp_path, quick, capsys, bound, precision
+):
+    stopped = StopAt("setting and measuring the exits")
     with pytest.raises(KeyboardInterrupt):
-        asked(supernet_dir, task, tmp_path / "run", exits=bound, progress=StopAt("setting and measuring the exits"))
+        asked(supernet_dir, task, tmp_path / "run", exits=bound, precision=precision, progress=stopped)
     result = nas.search(resume=tmp_path / "run")
     assert result.exit_code == 0
     told = json.loads(json.dumps(result.to_dict()))["exits"]
-    assert (told["bound"], told["split"]) == (bound, "test")
+    assert (told["bound"], told["split"], told["precision"]) == (bound, "test", precision)
+    assert result.chosen.precision == precision
     assert 0 < told["expected_ms"] <= 1.1 * told["worst_ms"]
     assert result.chosen.trial.latency.source == "measured"
     assert result.chosen.trial.latency.p50_s * 1e3 == told["expected_ms" if bound == "expected" else "worst_ms"]
     assert sum(told["shares"]) == pytest.approx(1)
     assert told["accuracy"] > 0.8
     assert told["num_exits"] == result.chosen.trial.architecture.num_layers >= 2
-    model = AdaptiveModel.load(told["folder"])
-    answers = model.predict(["war on the land", "peace on the land"])
+    model = AdaptiveModel.load(told["folder"], precision=precision)
+    answers = model.predict(["war on the land", "peace on the land"], batch_size=1)
     assert [answer.label for answer in answers] == ["strife", "calm"]
     assert model.policy.threshold == told["confidence"]
     print_result(result)
@@ -117,10 +121,26 @@ def test_it_ends_with_a_model_that_leaves_early_within_the_budget(supernet_dir, 
     assert f"{told['expected_ms']:.2f} ms as expected" in shown
     assert f"{told['worst_ms']:.2f} ms at worst" in shown
     assert shown.count("which the budget binds") == 1
+    assert f"(all measured, in {precision})" in shown
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{told['worst_ms']:.2f} ms at worst" in page
-    assert nas.measure(told["folder"], seq_len=16, exits=bound, seconds_each=0.1).binds == bound
+    measured = nas.measure(told["folder"], seq_len=16, exits=bound, seconds_each=0.1)
+    assert (measured.binds, set(measured.shares)) == (bound, {"fp32", "int8"})
+    scores = nas.evaluate(told["folder"], task=task, split="test").scores
+    runtime = "onnx" if precision == "fp32" else "onnx-int8"
+    assert scores[runtime]["accuracy"] == pytest.approx(told["accuracy"], abs=0.1)
     assert nas.search(resume=tmp_path / "run").to_dict() == result.to_dict()
+
+
+@pytest.mark.slow
+def test_the_number_format_is_chosen_beside_the_depth(supernet_dir, task, tmp_path, quick):
+    result = asked(supernet_dir, task, tmp_path / "run", precision=("fp32", "int8"), evaluations=10)
+    assert result.exit_code == 0
+    judged = {trial.architecture.precision for trial in result.trials}
+    assert judged == {"fp32", "int8"}
+    chosen = result.chosen.trial
+    assert chosen.architecture.precision == chosen.latency.conditions.precision == result.exits["precision"]
+    assert chosen.key.endswith("-int8") == (result.exits["precision"] == "int8")
 
 
 @pytest.mark.slow
@@ -136,8 +156,8 @@ def test_a_budget_that_no_depth_keeps_is_refused_by_measuring(supernet_dir, task
     [
         ({"exits": "both"}, "unknown latency for exits to bind 'both'"),
         ({"task": None, "epochs": None}, "exits stop where the answer to a task is decided; add --task"),
-        ({"precision": "int8"}, "timed on this machine's cpu, one text at a time, by onnxruntime in fp32"),
-        ({"precision": ("fp32", "int8")}, "timed on this machine's cpu"),
+        ({"runtime": "torch"}, "timed on this machine's cpu, one text at a time, by onnxruntime on one thread"),
+        ({"precision": ("fp32", "int4")}, "int4"),
         ({"seq_len": (16, 32)}, "timed on this machine's cpu"),
         ({"batch_size": 4}, "timed on this machine's cpu"),
         ({"percentile": 90}, "a budget binds the expected or the worst latency; leave --percentile"),
