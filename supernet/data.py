@@ -145,7 +145,7 @@ def open_table(source: str, *, what: str, only: Sequence[Path] = ()) -> Iterator
     try:
         if files:
             loader = _loader_of(files, source, what)
-            options = {"delimiter": "\t"} if loader == "csv" and ".tsv" in files[0].suffixes else {}
+            options = _csv_options(files[0]) if loader == "csv" else {}
             loaded = datasets.load_dataset(loader, data_files=[str(file) for file in files], **options)
         else:
             loaded = datasets.load_dataset(**_configuration(source))
@@ -159,6 +159,12 @@ def open_table(source: str, *, what: str, only: Sequence[Path] = ()) -> Iterator
         reason = " ".join(lines[:2] if lines[0].startswith("Config name is missing") else lines[:1])[:300]
         raise InvalidInputError(f"{what} {source!r} cannot be read: {reason}; {way_out}") from error
     yield from loaded.items()
+
+
+def _csv_options(file: Path) -> dict[str, Any]:
+    """An empty cell is missing and nothing else: a text or a class may well be called None or N/A."""
+    delimiter = "\t" if ".tsv" in file.suffixes else ","
+    return {"delimiter": delimiter, "keep_default_na": False, "na_values": [""]}
 
 
 def _configuration(source: str) -> dict[str, str]:

@@ -28,6 +28,8 @@ _PAIRS = (
 _TEXTS = ("text", "sentence", "content", "review")
 _WORDS = ("tokens", "words", "text")
 _LABELS = ("label", "labels", "tags", "ner_tags", "pos_tags", "score", "target")
+#: What stands for a missing number among numbers; among words it is a word.
+_NO_NUMBER = {"na", "n/a", "#n/a", "nan", "none", "null", "-"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _rows_of(table: Any, name: str, options: TaskOptions, source: str) -> Rows:
     if name != "test" or set(columns) & ({options.label} if options.label else set(_LABELS)):
         label = _column(options.label, _LABELS, columns, "label", source)
         names = _class_names(table.features[label])
-        labels = [_label(row[label], names) for row in rows]
+        labels = _numbers_where_meant([_label(row[label], names) for row in rows])
     text, pair = _text_columns(rows, columns, options, source)
     return Rows(name, [row[text] for row in rows], None if pair is None else [row[pair] for row in rows], labels)
 
@@ -174,6 +176,19 @@ def _text_columns(
 def _class_names(feature: Any) -> Sequence[str] | None:
     """The names of a column of class labels, or of lists of them."""
     return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+
+
+def _numbers_where_meant(labels: list[Any]) -> list[Any]:
+    """Numbers that a word for a missing one has made words, as numbers again, the missing ones as None."""
+    words = {label for label in labels if isinstance(label, str)}
+    numbers = {word for word in words if word.strip().lower() not in _NO_NUMBER}
+    if numbers == words or any(not isinstance(label, str | None) for label in labels):
+        return labels
+    try:
+        meant = {word: float(word) for word in numbers}
+    except ValueError:
+        return labels
+    return [meant.get(label) for label in labels] if numbers else labels
 
 
 def _label(value: Any, names: Sequence[str] | None) -> Any:

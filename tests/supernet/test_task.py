@@ -44,6 +44,21 @@ def test_any_file_says_the_same(tmp_path, read, rows, form):
     assert list(task.train.labels[:5]) == [0, 1, 0, 1, 1]
 
 
+def test_in_csv_none_is_a_word_and_among_numbers_a_missing_one(tmp_path, read):
+    path = tmp_path / "task.csv"
+    rows = [("None", "N/A"), ("null", "None"), ("a b", "some")] * 10
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    task = read(path)
+    assert task.spec.labels == ("N/A", "None", "some")
+    assert task.train.input_ids[0] == read.tokenizer("None").input_ids
+    path.write_text("text,label\n" + "".join(f"a b,{number / 7}\n" for number in range(30)) + "a b,NA\n")
+    with pytest.raises(InvalidInputError, match=r"1 of 25 in .* have none"):
+        read(path)
+    path.write_text("text,label\n" + "".join(f"a b,{label}\n" for label in ("yes", "no", "") * 10))
+    with pytest.raises(InvalidInputError, match=r"of 24 in .* have none, the first is row 3"):
+        read(path)
+
+
 def test_splits_come_from_a_column_or_from_a_folders_files(tmp_path, read, rows):
     splits = ["train"] * 20 + ["dev"] * 12 + ["test"] * 8
     whole = write_rows(tmp_path / "whole.jsonl", [row | {"split": s} for row, s in zip(rows, splits, strict=True)])
