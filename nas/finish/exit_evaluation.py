@@ -13,6 +13,7 @@ from nas.finish.exit_model import TorchLayers
 from nas.finish.exits import Layers, OnnxLayers, padded, run
 from nas.finish.halting import Policy
 from nas.finish.model import TaskModel
+from nas.progress import Progress
 from search_spaces.architecture import TextSpec
 from supernet.examples import Examples, TaskBatch
 from supernet.teacher import load_tokenizer
@@ -67,19 +68,23 @@ def open_exits(folder: Path) -> tuple[TaskModel, dict[str, ExitRun]]:
     return model, {**runs, "never stopping": ExitRun(torch_layers, policy, halts=False)}
 
 
-def answers_alone(layers: Layers, examples: Examples, text: TextSpec) -> Answers:
+def answers_alone(layers: Layers, examples: Examples, text: TextSpec, progress: Progress) -> Answers:
     """What every exit says of a split, a text at a time, as int8 graphs round by the range of what they are given.
 
     Args:
         layers: The backbone; nothing stops.
         examples: The split.
         text: What the backbone reads.
+        progress: What is told about it.
     """
     logits, gates = [], []
-    for ids, types in zip(examples.input_ids, examples.token_type_ids, strict=True):
+    progress.start("evaluating in int8, a text at a time", len(examples))
+    for number, (ids, types) in enumerate(zip(examples.input_ids, examples.token_type_ids, strict=True)):
+        progress.update(number)
         found = list(answers(layers, padded([ids], [types], text)))
         logits.append(np.stack([own[0] for own, *_ in found]))
         gates.append([float(gate[0]) for _, *of_exit in found for gate in of_exit])
+    progress.finish()
     labels = np.asarray(examples.labels, dtype=np.int64)
     has_gates = bool(gates and gates[0])
     return Answers(

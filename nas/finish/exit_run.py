@@ -289,7 +289,7 @@ class _Work:
 
         def in_int8(layers: OnnxLayers, split: str) -> Answers:
             if split not in known:  # the graphs of all names are the same
-                known[split] = answers_alone(layers, self.task.split(split), exits.encoder.text)
+                known[split] = answers_alone(layers, self.task.split(split), exits.encoder.text, self.progress)
             return known[split]
 
         for name in names:
@@ -327,6 +327,7 @@ class _Work:
     def _accuracy_int8(self) -> float:
         """The fine-tuned model's in int8, a text at a time."""
         run_int8 = one_graph(self.model, precision="int8")
+        self.progress.start("evaluating the fine-tuned model in int8")
 
         def answer(batch: TaskBatch) -> Logits:
             return run_int8({name: getattr(batch, name).numpy() for name in INPUT_NAMES})

@@ -100,13 +100,14 @@ def add_exits(
     exits, _ = teach_exits(model, task, None, loop, training, resume=True, progress=progress)
     split = "test" if task.test is not None else "validation"
     judged = task.split(split)
-    progress.start("setting and measuring the exits")
+    progress.start("timing each exit")
     conditions = replace(goal.conditions, precision=precision)
     by_layer = time_exits(exits.cpu().encoder, model.spec, run_dir.model_dir, conditions)
     with _int8_layers(exits, model) as layers:
-        in_int8 = partial(answers_alone, layers, text=model.text)
+        in_int8 = partial(answers_alone, layers, text=model.text, progress=progress)
         on_validation = {"fp32": answers_of(exits, task.validation), "int8": in_int8(task.validation)}
         on_judged = answers_of(exits, judged) if precision == "fp32" else in_int8(judged)
+    progress.start("setting and measuring the exits")
     policy = _set_to_budget(on_validation[precision], by_layer, request.exits, goal.budget_s)
     judge = partial(point, "confidence", f"confidence {policy.threshold:.4g}", policy)
     found = judge(on_judged)
