@@ -124,7 +124,8 @@ def packaged_model() -> str:
 
 
 def chosen(models: list[dict], folder: Path, accuracy: float) -> dict[str, dict]:
-    """Of each method the folder of fewest layers at no less than an accuracy on the validation split."""
+    """Of each method the folder of fewest layers at no less than an accuracy on the validation split, in float32."""
+    models = [model for model in models if model["precision"] == "fp32"]
     found: dict[str, dict] = {}
     for method in dict.fromkeys(model["method"] for model in models):
         of_method = [model for model in models if model["method"] == method]
@@ -143,24 +144,27 @@ def chosen(models: list[dict], folder: Path, accuracy: float) -> dict[str, dict]
 
 
 def exactness(folder: Path, data: Path) -> dict[str, dict[str, float]]:
-    """By DACT folder and rule: texts whose class stopping changed, in batches and alone, and the average layers."""
+    """By DACT folder and rule: texts whose class stopping changed, in batches, alone and in int8; average layers."""
     frame = pd.read_parquet(data)
     test = frame[frame["split"] == "test"]
     pairs = test["text_pair"].tolist() if "text_pair" in test else None
     texts = test["text"].tolist()
     found = {}
     for place in sorted(folder.glob("dact-*")):
-        model = AdaptiveModel.load(place)
+        model, in_int8 = AdaptiveModel.load(place), AdaptiveModel.load(place, precision="int8")
         whole = [answer.label for answer in model.predict(texts, pairs, halts=False)]
+        whole_int8 = [answer.label for answer in in_int8.predict(texts, pairs, halts=False, batch_size=1)]
         for rule in RULES:
             stopping = model.with_policy(Dact(rule))
             together = stopping.predict(texts, pairs)
             firsts = None if pairs is None else pairs[:NUM_ALONE]
             alone = stopping.predict(texts[:NUM_ALONE], firsts, batch_size=1)
+            rounded = in_int8.with_policy(Dact(rule)).predict(texts, pairs, batch_size=1)
             found[f"{place.name}, {rule}"] = {
                 "texts": len(texts),
                 "changed": sum(one.label != label for one, label in zip(together, whole, strict=True)),
                 "changed_alone": sum(one.label != label for one, label in zip(alone, whole, strict=False)),
+                "changed_int8": sum(one.label != label for one, label in zip(rounded, whole_int8, strict=True)),
                 "layers": float(np.mean([one.layers for one in together])),
             }
     return found
@@ -175,14 +179,15 @@ def show(result: dict) -> None:
         times = "" if timing is None else f", time {timing['ratio']:.2f} [{timing['ratio_low']:.2f}, "
         times += "" if timing is None else f"{timing['ratio_high']:.2f}], worst {timing['worst_s'] * 1e3:.1f} ms"
         print(
-            f"  {Path(model['folder']).name:16} {model['layers']:.2f} layers ({model['layers_saved']:.1%} fewer), "
+            f"  {Path(model['folder']).name:16} {model['precision']:5} {model['layers']:.2f} layers "
+            f"({model['layers_saved']:.1%} fewer), "
             f"accuracy {model['accuracy']:.4f}, as without stopping {model['agreement']:.2%}{times}"
         )
     print("  areas: " + ", ".join(f"{method} {area:.4f}" for method, area in result["areas"].items()))
     for name, exact in result["exact"].items():
         print(
             f"  {name}: {exact['changed']} of {exact['texts']} classes changed in batches, "
-            f"{exact['changed_alone']} alone, {exact['layers']:.2f} layers"
+            f"{exact['changed_alone']} alone, {exact['changed_int8']} in int8, {exact['layers']:.2f} layers"
         )
 
 
