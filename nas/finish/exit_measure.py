@@ -237,11 +237,12 @@ def _measured(
     times_s = np.stack([taken[str(place)] for place in stops])  # (exits, rounds, texts)
     expected_s = np.tensordot(np.asarray(shares), times_s, axes=1)
     sizes = np.cumsum([exit_file(folder, place, conditions.precision).stat().st_size for place in stops]).tolist()
-    rows = [_row("expected", sizes[-1], expected_s, times_s[-1], conditions)]
+    of_form = "" if conditions.precision == "fp32" else f"{conditions.precision}, "
+    rows = [_row(f"{of_form}expected", sizes[-1], expected_s, times_s[-1], conditions)]
     for place, share in enumerate(shares):
         name = f"exit {place + 1}, {share:.0%} of the texts"
         name = name if place + 1 < len(shares) else f"worst: {name}"
-        rows.append(_row(name, sizes[place], times_s[place], times_s[-1], conditions))
+        rows.append(_row(of_form + name, sizes[place], times_s[place], times_s[-1], conditions))
     return rows
 
 

@@ -120,6 +120,7 @@ def test_each_number_format_has_its_own_graphs_shares_and_judgement(folder, monk
     assert [row.latency.conditions.precision for row in found.rows] == ["fp32"] * 5 + ["int8"] * 5
     assert [row.latency.p50_s * 1e3 for row in found.bound] == pytest.approx([3.5, 2.5])
     assert [found.judge(row) for row in found.bound] == ["exceeds", "meets"]
+    assert [found.rows[place].file for place in (5, 9)] == ["int8, expected", "int8, worst: exit 4, 25% of the texts"]
     assert found.exit_code == 0, "int8 alone keeps the budget, and that is enough"
     assert found.advice[0] == "At 16 tokens a text takes 3.50 ms as expected, 8.00 ms at worst, in fp32."
     assert found.advice[1] == "At 16 tokens a text takes 2.50 ms as expected, 4.00 ms at worst, in int8."
