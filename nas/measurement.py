@@ -16,6 +16,8 @@ from nas.export.sparse_files import BLOCKS_FILE, LOCK_FILE, TABLES_FILE
 from nas.progress import Progress
 
 MB = 10**6
+#: Tokens of a text where nothing is asked for.
+USUAL_LENGTH = 128
 #: A percentile needs so many samples, and each takes about three runs of the model, the anchor's included.
 RUNS_A_SAMPLE = 3
 #: The longest that a model is timed for a percentile's sake alone.
@@ -239,10 +241,16 @@ def _tail_seconds(run_s: float, percentile: int) -> float:
     return RUNS_A_SAMPLE * MIN_SAMPLES[percentile] * run_s
 
 
+def longest_text(model_dir: Path) -> int | None:
+    """The most tokens that a folder's configuration says that the model reads; None where it says nothing."""
+    longest = _config(model_dir).get("max_position_embeddings")
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
 def _check_lengths(model_dir: Path, settings: Sequence[Settings]) -> None:
     """Refuses texts that are longer than what the folder's configuration says that the model reads."""
-    longest, asked = _config(model_dir).get("max_position_embeddings"), max(one.seq_len for one in settings)
-    if isinstance(longest, int) and longest < asked:
+    longest, asked = longest_text(model_dir), max(one.seq_len for one in settings)
+    if longest is not None and longest < asked:
         raise InvalidInputError(f"{model_dir.name} reads at most {longest} tokens, got --seq-len {asked}")
 
 

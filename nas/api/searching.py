@@ -28,7 +28,7 @@ def measure(
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     batch_size: int | Sequence[int] = 1,
-    seq_len: int | Sequence[int] = 128,
+    seq_len: int | Sequence[int] | None = None,
     seconds_each: float = 3.0,
     sustained_s: float | None = None,
     ray_address: str | None = None,
@@ -47,7 +47,7 @@ def measure(
         threads: Threads of the runtime; None for the device's own.
         cpus: The cores to run on; None for the device's own, or the idlest.
         batch_size: Texts at a time; several are measured one after the other.
-        seq_len: Tokens a text; likewise.
+        seq_len: Tokens a text; likewise. None takes 128, or as many as the model reads where those are fewer.
         seconds_each: How long to time each.
         sustained_s: Time each for so long on end instead, and tell how far it slows down.
         ray_address: A Ray cluster, where the device is a node of it by accelerator type or custom resource.
@@ -62,7 +62,10 @@ def measure(
     check_percentile(percentile)
     from nas.devices.defaults import settings_for
     from nas.devices.resolve import on_ray
+    from nas.finish.exit_folder import is_adaptive, read_description
     from nas.measurement import (
+        USUAL_LENGTH,
+        longest_text,
         measure_model,
         precisions_of,
         sparse_pattern,
@@ -76,10 +79,13 @@ def measure(
             raise InvalidInputError(
                 f"a Ray address is for a device on it, which {device} is not; leave --ray-address out"
             )
+    if seq_len is None:
+        folder = Path(model_dir)
+        longest = read_description(folder).text.max_positions if is_adaptive(folder) else longest_text(folder)
+        seq_len = min(USUAL_LENGTH, longest or USUAL_LENGTH)
     settings = settings_for(
         device, runtime=runtime, precision=precision, threads=threads, cpus=cpus, batch_size=batch_size, seq_len=seq_len
     )
-    from nas.finish.exit_folder import is_adaptive
     from nas.finish.exit_measure import check_one_model, in_its_precisions, measure_exits
 
     budget_s = None if latency_ms is None else latency_ms / 1e3

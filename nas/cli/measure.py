@@ -35,7 +35,9 @@ def measure(
     threads: options.Threads = None,
     cpus: options.Cpus = None,
     batch_size: options.BatchSizes = "1",
-    seq_len: options.SeqLens = "128",
+    seq_len: Annotated[
+        str | None, typer.Option(help="Tokens a text; several as 32,128; 128 by default, or what the model reads.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long to time each; longer where --percentile needs it.")] = 3.0,
     sustained: Annotated[
         float | None, typer.Option(help="Time each for so many seconds on end and tell how far it slows down.")
@@ -71,7 +73,7 @@ def measure(
         threads=threads,
         cpus=None if cpus is None else options.whole_numbers("--cpus", cpus),
         batch_size=options.whole_numbers("--batch-size", batch_size),
-        seq_len=options.whole_numbers("--seq-len", seq_len),
+        seq_len=None if seq_len is None else options.whole_numbers("--seq-len", seq_len),
         seconds_each=seconds,
         sustained_s=sustained,
         ray_address=ray_address,

@@ -209,6 +209,15 @@ def test_a_text_longer_than_the_model_reads_is_refused_before_the_device_is_aske
     assert nas("measure", model_dir, "--runtime", runtime, "--seq-len", 512).code == 0
 
 
+@pytest.mark.parametrize(("longest", "asked"), [(64, 64), (512, 128), (None, 128)])
+def test_by_default_a_text_is_no_longer_than_the_model_reads(nas, model_dir, monkeypatch, longest, asked):
+    seen = []
+    monkeypatch.setattr(resolve_module, "local_cpu", lambda settings: seen.append(settings) or FakeTarget(settings))
+    (model_dir / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": longest}))
+    assert nas("measure", model_dir).code == 0
+    assert {settings.seq_len for settings in seen} == {asked}
+
+
 def test_a_number_too_large_for_a_float_is_refused(model_dir):
     with pytest.raises(InvalidInputError, match="latency_ms must be a number above 0"):
         api.measure(model_dir, latency_ms=10**400)

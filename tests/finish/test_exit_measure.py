@@ -148,6 +148,8 @@ def test_a_real_clock_finds_later_exits_slower(folder, command):
     assert code == 0
     assert "meets 1000 ms" in out
     assert "worst: exit 4" in out
+    by_default = nas.measure(folder, seconds_each=0.1)
+    assert {row.latency.conditions.seq_len for row in by_default.rows} == {64}, "the model reads no more"
     found = nas.measure(folder, seq_len=48, seconds_each=0.3)
     expected, first, *_, worst = (row.latency.p50_s for row in found.rows)
     assert first < expected < worst
