@@ -2,8 +2,11 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nas.finish.evaluation import OnnxRun, evaluate
@@ -20,34 +23,50 @@ def task_file(
 ) -> Path:
     """A task's file, or one in ``work`` with fewer rows, drawn once and the same for everybody who asks.
 
+    Sentences to judge with a tag that no training row has are left out, as no model could learn it.
+
     Args:
         name: As in ``NAS_DATA/tasks``.
         work: Where the smaller file is kept.
-        train_rows: Most rows of the training split, every class among them.
+        train_rows: Most rows of the training split, every class and tag among them.
         judged_rows: Most rows of the validation and of the test split.
     """
     source = DATA / "tasks" / f"{name}.parquet"
-    if train_rows is None and judged_rows is None:
+    table = pd.read_parquet(source)
+    is_tagged = isinstance(table["label"].iloc[0], np.ndarray)
+    if train_rows is None and judged_rows is None and not is_tagged:
         return source
     limits = dict(zip(("train", "validation", "test"), (train_rows, *(judged_rows or (None, None))), strict=True))
     path = work / ("-".join([name, *(str(rows or "all") for rows in limits.values())]) + ".parquet")
     if not path.exists():
-        table = pd.read_parquet(source)
         work.mkdir(parents=True, exist_ok=True)
-        pd.concat([_some(table[table["split"] == split], rows) for split, rows in limits.items()]).to_parquet(path)
+        table = pd.concat([_some(table[table["split"] == split], rows) for split, rows in limits.items()])
+        if is_tagged:
+            learnt = {tag for tags in table["label"][table["split"] == "train"] for tag in tags}
+            table = table[[learnt.issuperset(tags) for tags in table["label"]]]
+        table.to_parquet(path)
     return path
 
 
 def _some(table: pd.DataFrame, num_rows: int | None) -> pd.DataFrame:
-    """So many rows at random, one of each class among them where the labels are classes."""
+    """So many rows at random, one of each class or tag among them where the labels are such."""
     if num_rows is None:
         return table
     mixed = table.sample(frac=1, random_state=0)
-    first = ~mixed["label"].astype(str).duplicated()
+    first = pd.Series(list(_are_new(mixed["label"])), index=mixed.index)
     if first.sum() > MOST_CLASSES:
         return mixed.head(num_rows)
     rest = max(0, num_rows - int(first.sum()))
     return mixed[first | ((~first).cumsum() <= rest)]
+
+
+def _are_new(labels: Iterable[Any]) -> Iterator[bool]:
+    """For each label whether it, or a tag of it, has not been seen before."""
+    seen: set[Any] = set()
+    for label in labels:
+        own = set(label) if isinstance(label, np.ndarray) else {label}
+        yield not own <= seen
+        seen |= own
 
 
 def figures(folder: Path, task: Path) -> dict[str, float]:
