@@ -206,6 +206,9 @@ def time_figure(result: ExitsResult) -> go.Figure:
         )
     assert result.reference is not None
     figure.add_trace(_reference([result.reference.median_s * 1e3], [result.accuracy]))
+    if result.reference_int8 is not None:
+        int8 = ([result.reference_int8.median_s * 1e3], [result.accuracy_int8])
+        figure.add_trace(_reference(*int8, name="the fine-tuned model in int8", symbol="star-open"))
     return figure
 
 
@@ -226,9 +229,11 @@ def exits_figure(result: ExitsResult) -> go.Figure:
     return figure
 
 
-def _reference(x: list[float], y: list[float]) -> go.Scatter:
-    marker = {"color": GREY, "symbol": "star", "size": 14, "line": {"color": "black", "width": 1}}
-    return go.Scatter(x=x, y=y, mode="markers", name="the fine-tuned model", marker=marker)
+def _reference(
+    x: list[float], y: list[float], *, name: str = "the fine-tuned model", symbol: str = "star"
+) -> go.Scatter:
+    marker = {"color": GREY, "symbol": symbol, "size": 14, "line": {"color": "black", "width": 1}}
+    return go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker)
 
 
 def _figure(x: str, y: str) -> go.Figure:

@@ -118,6 +118,7 @@ def test_the_report_loads_nothing_and_says_what_was_measured(made):
     assert "default-src 'none'" in text
     assert "dact-tau0.1" in text
     assert "one thread" in text
+    assert "the fine-tuned model in int8" in text
     assert f"{result.areas['pabee']:.4f}" in text
 
 
