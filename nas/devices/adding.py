@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.devices import registry
+from nas.devices import ray_node, registry, ssh
 from nas.devices.carried import CarriedProfile
 from nas.devices.registry import Place, ProfilePlace, RayPlace, Registered, SshPlace
 from nas.devices.resolve import connection, means_this_machine
-from nas.devices.ssh import check_runtime
 from nas.devices.target import Settings
 from nas.errors import InvalidInputError
 from search_spaces.errors import shown
@@ -42,7 +41,9 @@ def add(name: str, address: str, place: Mapping[str, str | None], defaults: Mapp
     else:
         connection(device.place)
         if isinstance(device.place, SshPlace):
-            check_runtime(Settings(**defaults))
+            ssh.check_runtime(Settings(**defaults))
+        elif "runtime" in defaults:
+            ray_node.check_runtime(device.place.accelerator, Settings(**defaults).runtime)
         words = str(device)
     registry.add(name, device)
     return words

@@ -75,6 +75,19 @@ class RayNode:
         return f"Ray node with {what} at {self.address}"
 
 
+def check_runtime(accelerator_type: str | None, runtime: str) -> None:
+    """Refuses what an accelerator is not timed in; a processor (None) is timed in everything.
+
+    Raises:
+        InvalidInputError: The runtime does not run on accelerators.
+    """
+    if accelerator_type is not None and runtime not in ACCELERATOR_RUNTIMES:
+        raise InvalidInputError(
+            f"an accelerator of a Ray node is timed in {' or '.join(ACCELERATOR_RUNTIMES)}, "
+            f"got {runtime}; choose one of them, or name the node by a resource to time its processor"
+        )
+
+
 def ray_target(name: str, node: RayNode, settings: Settings) -> RunnerTarget:
     """A node of a Ray cluster, as a target: its accelerator where it is chosen by that, else its processor.
 
@@ -92,12 +105,8 @@ def ray_target(name: str, node: RayNode, settings: Settings) -> RunnerTarget:
             runtime.
         InconclusiveMeasurementError: The runner there failed.
     """
+    check_runtime(node.accelerator_type, settings.runtime)
     is_torch = settings.runtime in TORCH_RUNTIMES
-    if node.accelerator_type is not None and settings.runtime not in ACCELERATOR_RUNTIMES:
-        raise InvalidInputError(
-            f"an accelerator of a Ray node is timed in {' or '.join(ACCELERATOR_RUNTIMES)}, "
-            f"got {settings.runtime}; choose one of them, or name the node by a resource to time its processor"
-        )
     return RunnerTarget(
         name,
         settings,

@@ -86,6 +86,10 @@ def test_a_device_comes_and_goes(nas):
         (["add", "board", "absent.json"], "cannot be used"),
         (["add", "board", "ssh://h", "--cpus", "x"], "--cpus must be"),
         (["add", "board", "ssh://h", "--runtime", "torch"], "ssh devices run onnxruntime or openvino, not torch"),
+        (
+            ["add", "gpu", "ray:auto", "--accelerator", "A100", "--runtime", "onnxruntime"],
+            "name the node by a resource",
+        ),
         (["add", "board", "ssh://h", "--precision", "fp2"], "precision must be"),
         (["remove", "board"], "no device 'board' to remove"),
         (["lsit"], "list"),
