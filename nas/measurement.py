@@ -16,6 +16,9 @@ from nas.export.sparse_files import BLOCKS_FILE, LOCK_FILE, TABLES_FILE
 from nas.progress import Progress
 
 MB = 10**6
+HALF_PRECISIONS = ("fp16", "bf16")
+#: What GPUs have kernels for.
+GPU_PATTERN = "2:4"
 #: Tokens of a text where nothing is asked for.
 USUAL_LENGTH = 128
 #: A percentile needs so many samples, and each takes about three runs of the model, the anchor's included.
@@ -61,9 +64,9 @@ class Row:
         return self.latency.conditions.runtime.split()[0]
 
     @property
-    def form(self) -> tuple[str, str]:
-        """What was measured, whatever the texts: file and runtime."""
-        return self.file, self.runtime
+    def form(self) -> tuple[str, str, str]:
+        """What was measured, whatever the texts: file, runtime and precision."""
+        return self.file, self.runtime, self.latency.conditions.precision
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Measurement:
         return 3 if all("exceeds" in judgements for judgements in judged.values()) else 5
 
     @property
-    def forms(self) -> list[tuple[str, str]]:
+    def forms(self) -> list[tuple[str, str, str]]:
         """The measured forms, each once."""
         return list(dict.fromkeys(row.form for row in self.rows))
 
@@ -144,7 +147,7 @@ class Measurement:
             (row.latency.conditions.batch_size, row.latency.conditions.seq_len) for row in self.rows
         )
         said = [_fastest(self.rows, *one) for one in conditions]
-        if ":" in self.pattern:
+        if ":" in self.pattern and self.device == "cpu":
             said.append(f"Kernels for {self.pattern} exist on NVIDIA GPUs only; they were not measured.")
         return said
 
@@ -269,6 +272,8 @@ def _fastest(rows: Sequence[Row], batch_size: int, seq_len: int) -> str:
 
 def _named(row: Row) -> str:
     name = row.runtime if row.file == "." else f"{row.file} in {row.runtime}"
+    precision = row.latency.conditions.precision
+    name += f" in {precision}" if precision in HALF_PRECISIONS else ""
     return f"{name} ({row.latency.p50_s * 1e3:.2f} ms)"
 
 
@@ -285,6 +290,19 @@ def sparse_pattern(model_dir: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["pattern"])[:20]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInputError(f"{path} cannot be read: {error}; restore the folder") from error
+
+
+def with_gpu_sparse_forms(settings: Sequence[Settings], model_dir: Path) -> list[Settings]:
+    """What a sparse model is measured in beside its usual form on a GPU where it is 2:4: in fp16, dense and sparse.
+
+    Args:
+        settings: In float32, for torch.
+        model_dir: The model's folder, with a lock.
+    """
+    if sparse_pattern(model_dir) != GPU_PATTERN or not _is_stock(model_dir):
+        return list(settings)
+    runtimes = ("torch", "torch-sparse")
+    return [*settings, *(replace(asked, runtime=name, precision="fp16") for name in runtimes for asked in settings)]
 
 
 def with_sparse_forms(settings: Sequence[Settings], model_dir: Path) -> list[Settings]:

@@ -69,6 +69,7 @@ def measure(
         measure_model,
         precisions_of,
         sparse_pattern,
+        with_gpu_sparse_forms,
         with_precisions,
         with_sparse_forms,
     )
@@ -104,8 +105,11 @@ def measure(
         raise InvalidInputError("only a model with exits has an expected and a worst latency; leave --exits out")
     if precision is None:
         settings = with_precisions(settings, precisions_of(Path(model_dir), settings[0].runtime))
-        if device == "cpu" and runtime is None and sparse_pattern(Path(model_dir)) is not None:
+        is_sparse = runtime is None and sparse_pattern(Path(model_dir)) is not None
+        if is_sparse and device == "cpu":
             settings = with_sparse_forms(settings, Path(model_dir))
+        elif is_sparse and settings[0].runtime == "torch":  # so are GPUs timed where nothing is asked for
+            settings = with_gpu_sparse_forms(settings, Path(model_dir))
     with ended(progress) as said:
         return measure_model(
             Path(model_dir),

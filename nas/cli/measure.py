@@ -29,7 +29,8 @@ def measure(
         str | None, typer.Option(help="expected or worst: which latency of a model with exits the budget binds.")
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="onnxruntime, openvino, torch or torch-graphs; the device's own by default.")
+        str | None,
+        typer.Option(help="onnxruntime, openvino, torch, torch-graphs or torch-sparse; the device's own by default."),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, int8 ...; all that the model has by default.")] = None,
     threads: options.Threads = None,
@@ -103,6 +104,7 @@ def _print(measurement: "Measurement") -> None:
         cells = {
             "file": row.file,
             "runtime": row.runtime if len({one.runtime for one in measurement.rows}) > 1 else "",
+            "precision": conditions.precision if any(row.file == "." for row in measurement.rows) else "",
             "batch x tokens": f"{conditions.batch_size} x {conditions.seq_len}",
             "p50 ms": f"{latency.p50_s * 1e3:.2f}",
             "90 % interval": interval(latency),

@@ -291,7 +291,8 @@ def gpu_target(name: str, settings: Settings) -> RunnerTarget:
 
     Args:
         name: What :func:`match` knows.
-        settings: How models shall be run: ``torch``, ``torch-graphs``, or ``onnxruntime`` with its CUDA provider.
+        settings: How models shall be run: ``torch``, ``torch-graphs``, ``torch-sparse``, or ``onnxruntime`` with its
+            CUDA provider.
 
     Raises:
         DeviceNotAvailableError: There is no such GPU, nothing here can compute on it, or another process uses it.
@@ -308,6 +309,7 @@ def gpu_target(name: str, settings: Settings) -> RunnerTarget:
         )
     if settings.runtime == "openvino":
         raise InvalidInputError(f"openvino does not run on {gpu}; choose --runtime torch, torch-graphs or onnxruntime")
+    settings.check_sparse(on_gpu=True)
     is_torch = settings.runtime != "onnxruntime"
     problem = cuda_problem() if is_torch else _onnxruntime_problem()
     if problem is not None:

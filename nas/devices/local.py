@@ -34,6 +34,7 @@ def local_cpu(
         raise InvalidInputError(f"cpus must be among those that this process may use ({offered}), got {absent}")
     if settings.runtime == "torch-graphs":
         raise InvalidInputError("torch-graphs replays CUDA graphs, which a CPU has not; choose --runtime torch")
+    settings.check_sparse(on_gpu=False)
     is_torch = settings.runtime.startswith("torch")
     fingerprint = (
         Fingerprint.from_facts(torch_facts(settings.runtime))

@@ -25,8 +25,7 @@ from nas.errors import DeviceNotAvailableError, InconclusiveMeasurementError, In
 BRIDGE = Path(ray_bridge.__file__)
 KNOCK_S = 5.0
 #: What an accelerator is timed with, and what runs that; the rest is timed on the processor by ``runner.py``.
-ACCELERATOR_RUNTIMES = ("torch", "torch-graphs")
-TORCH_RUNTIMES = (*ACCELERATOR_RUNTIMES, "torch-sparse")
+ACCELERATOR_RUNTIMES = ("torch", "torch-graphs", "torch-sparse")
 TORCH_PROGRAM = "from nas.devices.torch_runner import start; start()"
 #: How long a node that others use is waited for.
 WAIT_S = 60.0
@@ -106,7 +105,8 @@ def ray_target(name: str, node: RayNode, settings: Settings) -> RunnerTarget:
         InconclusiveMeasurementError: The runner there failed.
     """
     check_runtime(node.accelerator_type, settings.runtime)
-    is_torch = settings.runtime in TORCH_RUNTIMES
+    settings.check_sparse(on_gpu=node.accelerator_type is not None)
+    is_torch = settings.runtime in ACCELERATOR_RUNTIMES
     return RunnerTarget(
         name,
         settings,
@@ -131,7 +131,7 @@ def run_on_node(node: RayNode, job: Job, *, wait_s: float = WAIT_S) -> Iterator[
         InconclusiveMeasurementError: The measuring broke down; events that came before it have been yielded.
     """
     _knock(node.address)
-    is_torch = job.header["runtime"] in TORCH_RUNTIMES
+    is_torch = job.header["runtime"] in ACCELERATOR_RUNTIMES
     options = {
         "address": node.address,
         "resource": node.resource or f"{ACCELERATOR}{node.accelerator_type}",

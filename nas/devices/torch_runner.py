@@ -12,8 +12,9 @@ the classes that our exports carry. No code that comes with a model is ever run.
 The job's ``device`` is ``cpu`` or ``cuda:N``. On a CPU the clock is that of ``runner.py``. On a GPU a time is what
 passes between two CUDA events, one recorded before the forward pass and one behind it, with the stream empty at both
 ends: launching kernels counts where the GPU waits for it. With the runtime ``torch-graphs`` the pass is captured once
-as a CUDA graph and replayed; with ``torch-sparse``, on a CPU only, matrices that are mostly zero are held in compressed
-rows. Matrix products of fp32 are computed as fp32 (torch's default, no TF32).
+as a CUDA graph and replayed. With ``torch-sparse`` matrices that are mostly zero are held in compressed rows on a CPU;
+on a GPU those with two zeros in every four weights of a row are held as its sparse kernels want them (2:4; Mishra et
+al., 2021, arXiv 2104.08378). Matrix products of fp32 are computed as fp32 (torch's default, no TF32).
 """
 
 import gc
@@ -42,6 +43,7 @@ from transformers import (
 from nas.devices import runner
 from nas.devices.gpu import Watch, accelerator, cuda_problem
 from nas.devices.torch_workload import torch_facts
+from nas.devices.workload import ANCHOR_FILE
 from nas.errors import DeviceNotAvailableError, InvalidInputError
 from nas.export.modeling_chain_encoder import (
     ChainEncoderConfig,
@@ -114,7 +116,11 @@ def prepare(path: Path, job: dict[str, Any]) -> Callable[[], object]:
     if job["runtime"] == "torch-sparse":
         if model.config.model_type == ChainEncoderConfig.model_type:
             raise InvalidInputError("torch-sparse runs BertModel and ElectraModel only; choose --runtime torch")
-        compress_rows(model)
+        layers = model.base_model.encoder  # a pooler that passes a state on unchanged is mostly zero too
+        compressed = compress_rows(layers) if device.type == "cpu" else compress_pairs(layers)
+        if not compressed and path.name != ANCHOR_FILE:
+            wanted = "half zero; prune it" if device.type == "cpu" else "2:4; prune it with --pattern 2:4"
+            raise InvalidInputError(f"torch-sparse has nothing to gain: no matrix of this model is {wanted}")
     ids = torch.arange(job["seq_len"], device=device).remainder(min(8, model.config.vocab_size))
     ids = ids.expand(job["batch_size"], -1).contiguous()  # (B, T)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
@@ -142,12 +148,48 @@ class SparseLinear(torch.nn.Module):
         return outputs if self.bias is None else outputs + self.bias
 
 
-def compress_rows(model: torch.nn.Module) -> None:
-    """Puts :class:`SparseLinear` in the place of every linear map whose matrix is mostly zero."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, torch.nn.Linear) and float((child.weight == 0).float().mean()) >= SPARSE_FROM:
-                setattr(parent, name, SparseLinear(child))
+def compress_rows(model: torch.nn.Module) -> int:
+    """Puts :class:`SparseLinear` in the place of every linear map whose matrix is mostly zero; returns how many."""
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, torch.nn.Linear) and float((child.weight == 0).float().mean()) >= SPARSE_FROM
+    ]
+    for parent, name, child in found:
+        setattr(parent, name, SparseLinear(child))
+    return len(found)
+
+
+def compress_pairs(model: torch.nn.Module) -> int:
+    """Holds every 2:4 matrix of a model on a GPU as its sparse kernels want it; returns how many.
+
+    Raises:
+        InvalidInputError: The kernels take none of them: the GPU is older than Ampere, or no size is a multiple of
+            what they need.
+    """
+    linears = [
+        child for child in model.modules() if isinstance(child, torch.nn.Linear) and is_two_of_four(child.weight)
+    ]
+    refused: list[RuntimeError] = []
+    for linear in linears:
+        try:
+            weight = torch.sparse.to_sparse_semi_structured(linear.weight.detach())
+        except RuntimeError as error:  # a size or a GPU that the kernels do not take
+            refused.append(error)
+        else:
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if linears and len(refused) == len(linears):
+        reason = str(refused[0]).splitlines()[0][:200]
+        raise InvalidInputError(f"torch-sparse cannot run this model here: {reason}; choose --runtime torch")
+    return len(linears) - len(refused)
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether at least two of every four weights that follow each other in a row of (O, I) are zero."""
+    if weight.shape[1] % 4:
+        return False
+    return bool((weight.detach().reshape(-1, 4) == 0).sum(1).min() >= 2)
 
 
 def load(path: Path) -> PreTrainedModel:
@@ -202,8 +244,6 @@ def open_device(job: dict[str, Any]) -> str | None:
         if job["runtime"] == "torch-graphs":
             raise InvalidInputError("torch-graphs replays CUDA graphs, which a CPU has not; choose --runtime torch")
         return None
-    if job["runtime"] == "torch-sparse":
-        raise InvalidInputError("torch-sparse multiplies compressed rows on a CPU; choose --runtime torch on a GPU")
     if (problem := cuda_problem()) is not None:
         raise DeviceNotAvailableError(f"{device} cannot be measured: {problem}")
     torch.cuda.set_device(device)

@@ -392,3 +392,23 @@ def test_a_real_gpu_in_use_by_another_process_is_refused():
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.gpu
+def test_two_of_four_computes_on_a_gpu_what_the_dense_model_computes(tmp_path):
+    from nas.devices.torch_runner import compress_pairs, load
+    from nas.devices.torch_workload import TorchWorkload
+
+    shapes = {"it": Shape(Architecture.bert(2, 256, 512, 8), TextSpec())}
+    packed = TorchWorkload().pack(shapes, Settings(runtime="torch-sparse", precision="fp16"))
+    path = tmp_path / packed.candidates["it"]
+    path.write_bytes(packed.files[path.name])
+    torch.manual_seed(0)
+    model = load(path).to("cuda:0").eval()
+    with torch.inference_mode():
+        for linear in (child for child in model.encoder.modules() if isinstance(child, torch.nn.Linear)):
+            linear.weight[:, ::4] = linear.weight[:, 1::4] = 0
+        ids = torch.arange(40, device="cuda:0").remainder(8).expand(2, -1)
+        dense = model(input_ids=ids).last_hidden_state
+        assert compress_pairs(model.encoder) == 12
+        torch.testing.assert_close(model(input_ids=ids).last_hidden_state, dense, atol=2e-2, rtol=2e-2)

@@ -118,7 +118,7 @@ def test_a_runner_that_ends_early(program, text):
 
 
 def test_an_accelerator_is_not_timed_by_what_runs_on_processors():
-    with pytest.raises(InvalidInputError, match="timed in torch or torch-graphs, got onnxruntime"):
+    with pytest.raises(InvalidInputError, match="timed in torch or torch-graphs or torch-sparse, got onnxruntime"):
         ray_target("a100", RayNode("auto", accelerator_type="A100"), Settings())
 
 
