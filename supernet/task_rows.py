@@ -91,7 +91,8 @@ def _rows_of(table: Any, name: str, options: TaskOptions, source: str) -> Rows:
     if name != "test" or set(columns) & ({options.label} if options.label else set(_LABELS)):
         label = _column(options.label, _LABELS, columns, "label", source)
         names = _class_names(table.features[label])
-        labels = _numbers_where_meant([_label(row[label], names) for row in rows])
+        labels = [_label(row[label], names) for row in rows]
+        labels = _numbers_where_meant(labels) if table.builder_name == "csv" else labels
     text, pair = _text_columns(rows, columns, options, source)
     return Rows(name, [row[text] for row in rows], None if pair is None else [row[pair] for row in rows], labels)
 
@@ -179,7 +180,7 @@ def _class_names(feature: Any) -> Sequence[str] | None:
 
 
 def _numbers_where_meant(labels: list[Any]) -> list[Any]:
-    """Numbers that a word for a missing one has made words, as numbers again, the missing ones as None."""
+    """Of a CSV: numbers that a word for a missing one has made words, as numbers again, the missing ones as None."""
     words = {label for label in labels if isinstance(label, str)}
     numbers = {word for word in words if word.strip().lower() not in _NO_NUMBER}
     if numbers == words or any(not isinstance(label, str | None) for label in labels):

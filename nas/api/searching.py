@@ -60,7 +60,7 @@ def measure(
     """
     check_bounds(latency_ms=latency_ms, seconds_each=seconds_each, sustained_s=sustained_s)
     check_percentile(percentile)
-    from nas.devices.defaults import settings_for
+    from nas.devices.defaults import is_gpu, settings_for
     from nas.devices.resolve import on_ray
     from nas.finish.exit_folder import is_adaptive, read_description
     from nas.measurement import (
@@ -108,7 +108,7 @@ def measure(
         is_sparse = runtime is None and sparse_pattern(Path(model_dir)) is not None
         if is_sparse and device == "cpu":
             settings = with_sparse_forms(settings, Path(model_dir))
-        elif is_sparse and settings[0].runtime == "torch":  # so are GPUs timed where nothing is asked for
+        elif is_sparse and is_gpu(device):
             settings = with_gpu_sparse_forms(settings, Path(model_dir))
     with ended(progress) as said:
         return measure_model(

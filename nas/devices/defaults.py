@@ -59,17 +59,33 @@ def defaults_of(name: str) -> dict[str, Any]:
     """
     from nas.devices.carried import CarriedProfile
     from nas.devices.gpu import DEFAULT_RUNTIME
-    from nas.devices.registry import ProfilePlace, RayPlace
+    from nas.devices.registry import ProfilePlace
     from nas.devices.resolve import place_of
 
     try:
         place = place_of(name)
     except DeviceNotAvailableError:
         return {}  # to resolve it says so
-    if place is None:
-        return {} if name == "cpu" else {"runtime": DEFAULT_RUNTIME}
-    if isinstance(place.place, ProfilePlace):
+    if place is not None and isinstance(place.place, ProfilePlace):
         held = CarriedProfile.read(name, Path(place.place.path)).settings
         return {"runtime": held.runtime, "precision": held.precision, "threads": held.threads}
-    is_gpu = isinstance(place.place, RayPlace) and place.place.accelerator is not None
-    return ({"runtime": DEFAULT_RUNTIME} if is_gpu else {}) | dict(place.defaults)
+    usual: dict[str, Any] = {"runtime": DEFAULT_RUNTIME} if is_gpu(name) else {}
+    return usual | ({} if place is None else dict(place.defaults))
+
+
+def is_gpu(name: str) -> bool:
+    """Whether a device is measured on a GPU, of this machine or of a Ray node; one that is not known is not.
+
+    Raises:
+        InvalidInputError: The list of devices is broken.
+    """
+    from nas.devices.registry import RayPlace
+    from nas.devices.resolve import place_of
+
+    try:
+        place = place_of(name)
+    except DeviceNotAvailableError:
+        return False
+    if place is None:
+        return name != "cpu"
+    return isinstance(place.place, RayPlace) and place.place.accelerator is not None

@@ -13,6 +13,7 @@ import nas
 from analysis.latency import Conditions, measured
 from nas.devices import resolve as resolve_module
 from nas.devices import torch_runner
+from nas.devices.registry import RayPlace, Registered
 from nas.devices.target import Settings
 from nas.devices.torch_runner import SparseLinear, compress_pairs, compress_rows, is_two_of_four
 from nas.devices.torch_workload import TorchWorkload
@@ -92,7 +93,7 @@ def test_a_sparse_model_is_measured_in_every_form_and_the_fastest_is_named(spars
 def test_on_a_gpu_a_model_of_two_of_four_is_measured_in_half_precision_dense_and_sparse(sparse_dir, monkeypatch):
     """No GPU is here: who asks for one finds the fake in its place, and nothing else is changed."""
     monkeypatch.setattr(resolve_module, "live", lambda device, settings: FakeTarget(settings))
-    monkeypatch.setattr("nas.devices.defaults.defaults_of", lambda name: {"runtime": "torch"})
+    monkeypatch.setattr(resolve_module, "place_of", lambda name: None)  # as of a GPU of this machine
     found = nas.measure(sparse_dir, device="cuda", seq_len=64, latency_ms=4)
     assert [row.form for row in found.rows] == [
         (".", "torch", "fp32"),
@@ -104,6 +105,14 @@ def test_on_a_gpu_a_model_of_two_of_four_is_measured_in_half_precision_dense_and
         "Fastest at 1 x 64: torch-sparse in fp16 (3.50 ms); torch in fp16 (5.00 ms) takes 1.43x, "
         "torch (9.00 ms) takes 2.57x."
     ]
+
+
+def test_a_processor_that_is_timed_in_torch_is_not_asked_for_what_gpus_have(sparse_dir, monkeypatch):
+    place = Registered(RayPlace("auto", resource="board"), {"runtime": "torch"})
+    monkeypatch.setattr(resolve_module, "live", lambda device, settings: FakeTarget(settings))
+    monkeypatch.setattr(resolve_module, "place_of", lambda name: place)
+    nas.measure(sparse_dir, device="board", seq_len=64)
+    assert FakeTarget.seen == ["torch"]
 
 
 def test_what_the_intervals_do_not_tell_apart_is_not_called_faster(sparse_dir, monkeypatch):

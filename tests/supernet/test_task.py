@@ -59,6 +59,11 @@ def test_in_csv_none_is_a_word_and_among_numbers_a_missing_one(tmp_path, read):
         read(path)
 
 
+def test_elsewhere_a_label_that_is_written_as_a_word_stays_one(tmp_path, read):
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "a b", "label": label} for label in ("1", "2", "none") * 10])
+    assert read(path).spec.labels == ("1", "2", "none")
+
+
 def test_splits_come_from_a_column_or_from_a_folders_files(tmp_path, read, rows):
     splits = ["train"] * 20 + ["dev"] * 12 + ["test"] * 8
     whole = write_rows(tmp_path / "whole.jsonl", [row | {"split": s} for row, s in zip(rows, splits, strict=True)])
