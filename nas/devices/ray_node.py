@@ -24,8 +24,8 @@ from nas.errors import DeviceNotAvailableError, InconclusiveMeasurementError, In
 
 BRIDGE = Path(ray_bridge.__file__)
 KNOCK_S = 5.0
-#: What an accelerator is timed with, and what runs that; the rest is timed on the processor by ``runner.py``.
-ACCELERATOR_RUNTIMES = ("torch", "torch-graphs", "torch-sparse")
+#: What torch times, on accelerators and processors; the rest is timed on the processor by ``runner.py``.
+TORCH_RUNTIMES = ("torch", "torch-graphs", "torch-sparse")
 TORCH_PROGRAM = "from nas.devices.torch_runner import start; start()"
 #: How long a node that others use is waited for.
 WAIT_S = 60.0
@@ -80,9 +80,9 @@ def check_runtime(accelerator_type: str | None, runtime: str) -> None:
     Raises:
         InvalidInputError: The runtime does not run on accelerators.
     """
-    if accelerator_type is not None and runtime not in ACCELERATOR_RUNTIMES:
+    if accelerator_type is not None and runtime not in TORCH_RUNTIMES:
         raise InvalidInputError(
-            f"an accelerator of a Ray node is timed in {' or '.join(ACCELERATOR_RUNTIMES)}, "
+            f"an accelerator of a Ray node is timed in {' or '.join(TORCH_RUNTIMES)}, "
             f"got {runtime}; choose one of them, or name the node by a resource to time its processor"
         )
 
@@ -106,7 +106,7 @@ def ray_target(name: str, node: RayNode, settings: Settings) -> RunnerTarget:
     """
     check_runtime(node.accelerator_type, settings.runtime)
     settings.check_sparse(on_gpu=node.accelerator_type is not None)
-    is_torch = settings.runtime in ACCELERATOR_RUNTIMES
+    is_torch = settings.runtime in TORCH_RUNTIMES
     return RunnerTarget(
         name,
         settings,
@@ -131,7 +131,7 @@ def run_on_node(node: RayNode, job: Job, *, wait_s: float = WAIT_S) -> Iterator[
         InconclusiveMeasurementError: The measuring broke down; events that came before it have been yielded.
     """
     _knock(node.address)
-    is_torch = job.header["runtime"] in ACCELERATOR_RUNTIMES
+    is_torch = job.header["runtime"] in TORCH_RUNTIMES
     options = {
         "address": node.address,
         "resource": node.resource or f"{ACCELERATOR}{node.accelerator_type}",
